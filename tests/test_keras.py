@@ -1,0 +1,147 @@
+"The Keras part where a cell can not show it: kill and resume, callbacks over many epochs, pretrained weights from a file."
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("tensorflow") is None: pytest.skip("needs TensorFlow: pip install 'course_ml[keras]'", allow_module_level=True)
+
+from course_ml import keras_training
+from course_ml.core import Recipe, file_hash
+from course_ml.data import Dataset, Folds
+from course_ml.keras_training import build_keras_model, fit_keras, keras, predict_keras
+
+MOBILENET = Path(__file__).parents[1].parent / "shared/weights/keras/mobilenet_v2_1.0_224_no_top_rebuilt.h5"
+RECIPE = Recipe(framework="keras", backbone="dropout_cnn", image_size=24, epochs=6, batch_size=16, augment=("flip", "rotation 20"), schedule="plateau")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_ML_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
+    monkeypatch.setattr(keras_training, "CHECKPOINT_SECONDS", 0)
+
+
+def make_data(pictures=90):
+    "Three classes, told apart by their colour, with noise."
+    random, labels = np.random.default_rng(0), np.arange(pictures) % 3
+    images = random.integers(0, 200, (pictures, 24, 24, 3))
+    images[np.arange(pictures), :, :, labels] += 40
+    dataset = Dataset.from_arrays("colours", images.astype("uint8"), labels, ["red", "green", "blue"])
+    return dataset, Folds.holdout(dataset)
+
+
+def train(folder, recipe=RECIPE):
+    dataset, folds = make_data()
+    return fit_keras(build_keras_model(recipe, 3), recipe, dataset, folds, folder=folder)
+
+
+def test_killed_run_resumes_to_the_bit(tmp_path):
+    whole = train(tmp_path / "whole")
+    script = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n" \
+             f"import test_keras as t; t.keras_training.CHECKPOINT_SECONDS = 0; t.train({str(tmp_path / 'killed')!r})"
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.DEVNULL)
+    state, deadline = tmp_path / "killed/checkpoints/state.json", time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline: time.sleep(.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not (tmp_path / "killed/predictions.parquet").exists(), "the run ended before it could be killed"
+    resumed = train(tmp_path / "killed")
+    assert resumed.finished and not state.exists()
+    assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    for ours, theirs in zip(resumed.model.get_weights(), whole.model.get_weights()): assert np.array_equal(ours, theirs)
+    assert np.array_equal(resumed.predictions.probabilities, whole.predictions.probabilities)
+
+
+def interrupted(monkeypatch, folder, recipe, epoch):
+    "A run that fails when `epoch` begins."
+    def fail(self, now, logs=None):
+        begin(self, now, logs)
+        if now == epoch: raise KeyboardInterrupt
+    begin = keras_training.BeginEpoch.on_epoch_begin
+    with monkeypatch.context() as patch:
+        patch.setattr(keras_training.BeginEpoch, "on_epoch_begin", fail)
+        with pytest.raises(KeyboardInterrupt): train(folder, recipe)
+
+
+def test_resumed_callbacks_keep_counting(tmp_path, monkeypatch):
+    "With a learning rate of 0 no epoch is better than the first, whatever the interruption."
+    recipe = RECIPE.replace(optimizer="sgd", learning_rate=0.0, augment=(), epochs=9, patience=4)
+    interrupted(monkeypatch, tmp_path / "run", recipe, epoch=3)
+    run = train(tmp_path / "run", recipe)
+    assert list(run.history.epoch) == [0, 1, 2, 3, 4] and run.best_epoch == 0
+
+
+def test_plateau_divides_the_learning_rate_also_after_resuming(tmp_path, monkeypatch):
+    recipe = RECIPE.replace(backbone="baseline_cnn", optimizer="sgd", learning_rate=1e-12, augment=(), epochs=7)
+    monkeypatch.setattr(keras.callbacks.ReduceLROnPlateau, "_is_improvement", lambda self, value, best: best is None)
+    whole = train(tmp_path / "whole", recipe)
+    assert np.allclose(whole.history.learning_rate, [1e-12] * 4 + [1e-13] * 3, rtol=1e-4)
+    interrupted(monkeypatch, tmp_path / "parts", recipe, epoch=5)
+    assert list(train(tmp_path / "parts", recipe).history.learning_rate) == list(whole.history.learning_rate)
+
+
+def test_best_weights_are_those_of_the_best_epoch(tmp_path):
+    run = train(tmp_path / "run", RECIPE.replace(learning_rate=.02, epochs=8))
+    losses = -np.log(run.predictions.probabilities[np.arange(len(run.predictions)), run.predictions.y_true])
+    assert losses.mean() == pytest.approx(run.history.validation_loss[run.best_epoch], abs=1e-4)
+
+
+def test_predictions_keep_the_order_whatever_the_batches():
+    dataset, folds = make_data()
+    model, images, rows = build_keras_model(RECIPE, 3), dataset.images(24), np.random.default_rng(1).permutation(90)
+    one_by_one = predict_keras(model, images, rows, batch_size=1)
+    for batch_size in (7, 64, 90): assert np.allclose(predict_keras(model, images, rows, batch_size), one_by_one, atol=1e-6)
+    assert np.allclose(one_by_one.sum(1), 1)
+
+
+def test_weighted_loss_of_rare_classes(tmp_path):
+    "Inverse frequencies: with equal class sizes every weight is the number of classes."
+    plain, weighted = (train(tmp_path / name, RECIPE.replace(class_weights=name, optimizer="sgd", learning_rate=0.0, epochs=1, augment=(), backbone="baseline_cnn")) for name in ("none", "inverse"))
+    assert weighted.history.train_loss[0] == pytest.approx(3 * plain.history.train_loss[0], rel=1e-4)
+    assert weighted.history.validation_loss[0] == pytest.approx(plain.history.validation_loss[0], rel=1e-6)
+
+
+def test_exploding_loss_names_the_pictures(tmp_path):
+    dataset, folds = make_data()
+    model = build_keras_model(RECIPE, 3)
+    model.get_layer("scores").bias.assign([np.inf, 0, 0])
+    with pytest.raises(FloatingPointError, match=r"the loss became nan in epoch 0; the batch: 0000\d\d, "):
+        fit_keras(model, RECIPE, dataset, folds, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes, message", [({"framework": "torch"}, "this recipe is for torch"), ({"precision": "bf16"}, "precision: the Keras part"),
+                                              ({"weight_decay": .1}, "weight_decay: Keras has no L2")])
+def test_wrong_recipes_are_refused(tmp_path, changes, message):
+    dataset, folds = make_data()
+    with pytest.raises(ValueError, match=message): fit_keras(build_keras_model(RECIPE, 3), RECIPE.replace(**changes), dataset, folds, folder=tmp_path / "run")
+
+
+def test_frozen_backbone_from_a_file(tmp_path):
+    if not MOBILENET.exists(): pytest.skip("needs the MobileNetV2 weights in shared/weights/keras, which lie beside the repository, not in it")
+    recipe = Recipe(framework="keras", backbone="keras:MobileNetV2", weights=str(MOBILENET), head=("dense 16", "batch norm"), freeze="backbone",
+                    image_size=96, epochs=1, batch_size=16)
+    dataset, folds = make_data()
+    model = build_keras_model(recipe, 3)
+    backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    before = backbone.get_weights()
+    published = keras.applications.MobileNetV2(include_top=False, weights=str(MOBILENET), input_shape=(96, 96, 3), pooling="avg").get_weights()
+    for ours, theirs in zip(before, published): assert np.array_equal(ours, theirs)
+    run = fit_keras(model, recipe, dataset, folds, folder=tmp_path / "run")
+    for ours, theirs in zip(before, backbone.get_weights()): assert np.array_equal(ours, theirs)
+    assert run.facts["weights"] == MOBILENET.name and run.facts["sha256"] == file_hash(MOBILENET)
+
+
+def test_preprocessing_is_inside_the_model():
+    "A frozen MobileNetV2 must see -1 to 1 when it is given 0 to 1."
+    recipe = Recipe(framework="keras", backbone="keras:MobileNetV2", image_size=32)
+    model = build_keras_model(recipe, 2)
+    backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
+    pictures = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
+    expected = model.layers[-1](backbone(pictures * 2 - 1, training=False))
+    assert np.allclose(model(pictures, training=False), expected, atol=1e-5)

@@ -1,0 +1,346 @@
+"Strict runs of report notebooks: what goes wrong is said, and never costs an earlier result."
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from course_ml.core import file_hash, read_json
+from course_ml.reporting import (ParameterError, Report, ReportError, RunError, main, make_command, prepare,
+                                 read_notebook, read_parameters, read_status, run_report)
+
+PARAMETERS = '''report_dir = ""  # filled in by course-ml
+images = 40  # how many pictures
+scale = 1.0  # multiplies the score
+shuffle = False  # in random order?
+data_path = ""  # a folder of your own
+layers = ("dense 8",)  # of the head
+limit = None  # any number'''
+
+WORK = '''import os, sys, warnings
+from course_ml.reporting import Report
+report = Report(report_dir)
+report.record("accuracy", .5 * scale, .4, 2., n=images, seeds=[3])
+report.made_from(weights="none")'''
+
+TABLE = '''import pandas as pd
+report.table(pd.DataFrame({"class": ["a_b & 50%", "c|d"], "recall": [1/3, None]}), "recall", "Recall of each class.")'''
+
+PICTURE = '''import matplotlib.pyplot as plt
+figure, axes = plt.subplots(figsize=(2, 1))
+axes.plot([1, 2, images])
+report.figure(figure, "line", "A line.")'''
+
+TRACES = '''print("in", os.getcwd(), "with", sys.prefix, os.path.expanduser("~"), report_dir)
+warnings.warn("seen here")
+secret_code = images'''
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS, tags=("parameters",), kernel={"name": "python3", "language": "python", "display_name": "python3"}):
+    v4 = nbformat.v4
+    notebook = v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [v4.new_markdown_cell("# A lesson\n\n> with a subtitle"), v4.new_code_cell(parameters, metadata={"tags": list(tags)})]
+    notebook.cells += [v4.new_markdown_cell(cell) if cell.startswith("#") else v4.new_code_cell(cell) for cell in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(notebook))  # nbformat would refuse to write a broken one
+
+
+def write_report(root, name="tiny", *cells, **options):
+    write_notebook(root / f"nbs/{name}.ipynb", *cells, **options)
+    folder = root / "reports" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.yml").write_text(f"title: A <tiny> report\nnotebook: nbs/{name}.ipynb\n")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A folder with one report, the current folder of the test."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
+    write_report(tmp_path, "tiny", "## Results", WORK, TRACES)
+    return tmp_path
+
+
+@pytest.fixture
+def whole_project(project):
+    "The same, with a table and a figure."
+    write_report(project, "tiny", "## Results", WORK, TABLE, PICTURE, TRACES)
+    return project
+
+
+def contents(folder):
+    "Every file of a report but what tells of its last run."
+    return {p.relative_to(folder).as_posix(): file_hash(p) for p in folder.rglob("*")
+            if p.is_file() and p.name not in ("status.json", "failed.ipynb")}
+
+
+def course_ml(*arguments, **options):
+    return subprocess.Popen([sys.executable, "-m", "course_ml.reporting", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(.05)
+
+
+def break_it(root, *cells):
+    "Run the report once, then give its notebook other cells; returns what the first run made."
+    run_report("tiny", root=root)
+    before = contents(root / "reports/tiny")
+    write_notebook(root / "nbs/tiny.ipynb", "## Results", WORK, "## Trouble", *cells)
+    return before
+
+
+def test_finished_report(whole_project):
+    folder = run_report("tiny", {"images": 9, "layers": ["dense 4"]})
+    assert folder == Path("reports/tiny")
+    status = read_json(folder / "status.json")
+    assert status["state"] == "finished" and status["pid"] == os.getpid() and status["ended"] >= status["started"]
+    assert read_json(folder / "results.json") == {"records": {"accuracy": {"value": .5, "low": .4, "high": 2., "n": 9, "seeds": [3], "unit": ""}}}
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["parameters"] == {"images": 9, "scale": 1., "shuffle": False, "data_path": "", "layers": ["dense 4"], "limit": None}
+    assert manifest["command"] == "course-ml report tiny -p images 9 -p layers '[\"dense 4\"]'"
+    assert manifest["seeds"] == [3] and manifest["weights"] == {"name": "none", "sha256": None} and (sys.platform != "linux" or manifest["peak_memory_mib"] > 10)
+    assert set(manifest["outputs"]) == {"results.json", "report.ipynb", "report.html", "figures/line.svg", "figures/line.png",
+                                        "tables/recall.csv", "tables/recall.md", "tables/recall.tex"}
+    assert all(file_hash(folder / name) == digest for name, digest in manifest["outputs"].items())
+    assert sorted(p.name for p in Path("reports").iterdir()) == ["tiny"]
+    assert (folder / "report.yml").exists() and not (folder / "failed.ipynb").exists()
+
+
+def test_no_machine_in_the_report(whole_project):
+    folder = run_report("tiny")
+    places = [str(whole_project), os.path.realpath(whole_project), sys.prefix, str(Path.home()), os.uname().nodename + '"', ".tiny.new"]
+    for name in ["report.ipynb", "report.html", "manifest.json", "results.json", "status.json"]:
+        text = (folder / name).read_text()
+        assert not [place for place in places if len(place) > 2 and re.search(rf"(?<!\w){re.escape(place)}(?!\w)", text)], name
+        assert "ipykernel_" not in text
+    assert 'report_dir = \'reports/tiny\'' in read_notebook(folder / "report.ipynb").cells[2].source
+
+
+def test_page_stands_alone(whole_project):
+    page = (run_report("tiny") / "report.html").read_text()
+    assert "<title>A &lt;tiny&gt; report</title>" in page and page.count("<h1>") == 1
+    assert "secret_code" not in page and "import pandas" not in page and "seen here" not in page
+    assert "<script" not in page and "<link" not in page and not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert "data:image/png;base64," in page and 'alt="Figure 1. A line."' in page and page.count("<img") == 1
+    assert "default-src 'none'" in page and len(page) < 100_000
+
+
+def test_tables_are_the_same_every_time(whole_project):
+    first = contents(run_report("tiny"))
+    second = contents(run_report("tiny"))
+    for name in first:
+        if name.startswith("tables/") or name == "results.json": assert first[name] == second[name], name
+    table = Path("reports/tiny/tables")
+    assert (table / "recall.csv").read_text() == "class,recall\na_b & 50%,0.3333333333333333\nc|d,\n"
+    assert (table / "recall.md").read_text() == "| class | recall |\n| --- | --- |\n| a_b & 50% | 0.333 |\n| c\\|d | – |\n"
+    latex = (table / "recall.tex").read_text()
+    assert r"a\_b \& 50\% & 0.333" in latex and r"\toprule" in latex and r"\caption{Recall of each class.}" in latex
+
+
+def test_report_without_folder_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = Report("")
+    for _ in range(2): report.record("a", 1, reason="a count")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("values", [{"value": float("nan"), "low": 0, "high": 1}, {"value": .5}, {"value": .5, "low": .6, "high": .7}, {"value": None}])
+def test_refused_records(tmp_path, values):
+    with pytest.raises(ValueError): Report(tmp_path).record("a", **values)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_missing_value_needs_a_reason(tmp_path):
+    report = Report(tmp_path)
+    report.record("auc, empty class", float("nan"), reason="no picture of this class")
+    assert json.loads((tmp_path / "results.json").read_text())["records"]["auc, empty class"]["value"] is None
+    with pytest.raises(ValueError, match="already"): report.record("auc, empty class", 1, 1, 1)
+
+
+@pytest.mark.parametrize("parameters, message", [
+    ({"imagse": 5}, "unknown parameter 'imagse'; did you mean 'images'?"), ({"images": "5"}, "'images' must be of type int"),
+    ({"images": True}, "must be of type int"), ({"shuffle": 1}, "must be of type bool"), ({"scale": "1"}, "must be of type float"),
+    ({"scale": float("nan")}, "must be of type float"), ({"layers": "dense"}, "must be of type tuple"), ({"report_dir": "x"}, "unknown parameter")])
+def test_wrong_parameters(project, parameters, message):
+    with pytest.raises(ParameterError, match=re.escape(message)) as error: run_report("tiny", parameters)
+    for line in ["images int 40 how many pictures", "scale float 1.0 multiplies the score"]: assert line in " ".join(str(error.value).split())
+    assert contents(project / "reports/tiny").keys() == {"report.yml"} and read_status("reports/tiny") == {"state": "never run"}
+
+
+@pytest.mark.parametrize("value, expected", [("true", True), ("False", False), ("yes", None), ("1", None)])
+def test_truth_values_from_the_command_line(project, value, expected):
+    if expected is None: pytest.raises(ParameterError, prepare, "tiny", {"shuffle": value}, from_text=True)
+    else: assert prepare("tiny", {"shuffle": value}, from_text=True).values["shuffle"] is expected
+
+
+def test_command_gives_the_same_values_again(project):
+    given = {"images": 3, "scale": 1e-07, "shuffle": True, "data_path": "it's $HOME/a b", "layers": ("dense 4", "3"), "limit": "7"}
+    job = prepare("tiny", given)
+    words = shlex.split(make_command(job))[3:]
+    assert prepare("tiny", dict(zip(words[1::3], words[2::3])), from_text=True).values == job.values == {**given, "scale": 1e-7}
+
+
+def test_absolute_path_is_given_from_here(project):
+    assert prepare("tiny", {"data_path": str(project / "nbs")}).values["data_path"] == "nbs"
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(tags=()), '0 cells are tagged "parameters"'), (dict(kernel={"name": "python3", "display_name": "p"}), "kernelspec.language"),
+    (dict(kernel={"language": "python", "name": "", "display_name": "p"}), "kernelspec.name"), (dict(parameters="images = 4"), 'report_dir = ""'),
+    (dict(parameters='report_dir = ""\nimages = len("a")'), "not: images = len"), (dict(parameters='report_dir = ""\nimport os'), "not: import os")])
+def test_wrong_notebook(project, change, message):
+    write_notebook(project / "nbs/tiny.ipynb", WORK, **change)
+    with pytest.raises(ReportError, match=re.escape(message)): run_report("tiny")
+
+
+def test_wrong_report(project):
+    with pytest.raises(ReportError, match="there are: tiny"): run_report("tyni")
+    Path("reports/tiny/report.yml").write_text("title: x\n")
+    with pytest.raises(ReportError, match="has no notebook"): run_report("tiny")
+    Path("reports/tiny/report.yml").write_text("title: x\nnotebook: nbs/none.ipynb\n")
+    with pytest.raises(ReportError, match="no notebook nbs/none.ipynb"): run_report("tiny")
+    shutil.copy("reports/tiny/report.yml", "nbs/none.ipynb")
+    with pytest.raises(ReportError, match="is not a notebook"): run_report("tiny")
+
+
+def test_parameters_of_several_lines(project):
+    write_notebook(project / "nbs/tiny.ipynb", parameters='# of the run\nreport_dir: str = ""\nlayers = [\n    "dense 8",\n]  # of the head\nrate = -1.5')
+    declared = read_parameters(read_notebook("nbs/tiny.ipynb"))
+    assert [(p.name, p.default, p.meaning) for p in declared] == [("report_dir", "", ""), ("layers", ["dense 8"], "of the head"), ("rate", -1.5, "")]
+
+
+def test_failing_cell_keeps_the_earlier_report(project):
+    before = break_it(project, "1 / 0")
+    with pytest.raises(RunError, match=r"failed in cell \[4\] Trouble: ZeroDivisionError: division by zero"): run_report("tiny")
+    folder = project / "reports/tiny"
+    status = read_json(folder / "status.json")
+    assert (status["state"], status["cell"], status["heading"], status["reason"]) == ("failed", 4, "Trouble", "ZeroDivisionError: division by zero")
+    assert contents(folder) == before and str(project) not in (folder / "failed.ipynb").read_text()
+    assert read_notebook(folder / "failed.ipynb").cells[-1].outputs[0].ename == "ZeroDivisionError"
+    (folder / "tables").mkdir()
+    (folder / "tables/old.csv").write_text("")
+    manifest = read_json(folder / "manifest.json")
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "outputs": {**manifest["outputs"], "tables/old.csv": ""}}))
+    write_notebook(project / "nbs/tiny.ipynb", "## Results", WORK)
+    run_report("tiny")
+    assert read_status(folder)["state"] == "finished" and not (folder / "failed.ipynb").exists()
+    assert not (folder / "tables").exists(), "a table of an earlier run stayed"
+
+
+def test_own_files_stay(project):
+    Path("reports/tiny/published").mkdir()
+    Path("reports/tiny/published/table.csv").write_text("a")
+    for _ in range(2): run_report("tiny")
+    assert Path("reports/tiny/published/table.csv").read_text() == "a"
+    assert "published/table.csv" not in read_json("reports/tiny/manifest.json")["outputs"]
+
+
+@pytest.mark.parametrize("death", ["os.kill(os.getpid(), 9)", "os._exit(0)"])
+def test_killed_kernel(project, death):
+    before = break_it(project, death)
+    with pytest.raises(RunError, match="the kernel is gone"): run_report("tiny")
+    status = read_status("reports/tiny")
+    assert (status["state"], status["cell"]) == ("killed", 4) and contents(project / "reports/tiny") == before
+
+
+def test_time_limit_is_for_the_whole_notebook(project):
+    cells = ["import time; open('pid', 'w').write(str(os.getpid()))", *["time.sleep(.7)"] * 20]
+    before = break_it(project, *cells)
+    start = time.monotonic()
+    with pytest.raises(RunError, match="not finished after 4 seconds"): run_report("tiny", timeout=4)
+    assert time.monotonic() - start < 14
+    status = read_status("reports/tiny")
+    assert status["state"] == "timed out" and 2 < status["cell"] < 14 and contents(project / "reports/tiny") == before
+    with pytest.raises(ProcessLookupError): os.kill(int(Path("pid").read_text()), 0)
+
+
+def gone(pid):
+    "Whether a process has ended (or is only waiting to be collected)."
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_runner(project, signal_number):
+    before = break_it(project, "import time; open('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    process = course_ml("report", "tiny", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job ignores Ctrl-C
+    wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
+    assert read_status("reports/tiny")["state"] == "running"
+    process.send_signal(signal_number)
+    output, errors = process.communicate(timeout=30)
+    status = read_status("reports/tiny")
+    assert (status["state"], status["cell"]) == ("killed", 4) and contents(project / "reports/tiny") == before
+    assert read_json("reports/tiny/status.json")["state"] == ("running" if signal_number == signal.SIGKILL else "killed")
+    assert "Traceback" not in errors, errors
+    wait_for(lambda: gone(int(Path("pid").read_text())))
+    write_notebook(project / "nbs/tiny.ipynb", "## Results", WORK)
+    run_report("tiny")
+    assert sorted(p.name for p in (project / "reports").iterdir()) == ["tiny"]
+
+
+def test_second_run_is_refused(project):
+    write_notebook(project / "nbs/tiny.ipynb", WORK, "import time; open('started', 'w')\nwhile not os.path.exists('go'): time.sleep(.05)")
+    first = course_ml("report", "tiny")
+    wait_for(Path("started").exists)
+    second = course_ml("report", "tiny")
+    _, errors = second.communicate(timeout=30)
+    assert second.returncode == 1 and f"is being run by process {first.pid}" in errors
+    Path("go").touch()
+    output, errors = first.communicate(timeout=60)
+    assert (first.returncode, output, errors) == (0, "Report: reports/tiny/report.html\n", "")
+    assert read_status("reports/tiny")["state"] == "finished"
+
+
+def test_four_at_once(project):
+    names = [f"tiny{i}" for i in range(4)]
+    for name in names: write_report(project, name, "## Results", WORK, "print(images)")
+    with ThreadPoolExecutor(4) as pool: processes = list(pool.map(lambda i: course_ml("report", names[i], "-p", "images", str(i + 1)), range(4)))
+    for process in processes: assert process.wait(timeout=120) == 0, process.communicate()
+    assert [read_json(f"reports/{name}/manifest.json")["parameters"]["images"] for name in names] == [1, 2, 3, 4]
+    assert [read_notebook(f"reports/{name}/report.ipynb").cells[-1].outputs[0].text for name in names] == ["1\n", "2\n", "3\n", "4\n"]
+
+
+def test_command_line(project, capsys, monkeypatch):
+    monkeypatch.chdir(project / "nbs")
+    assert main(["report", "tiny", "-p", "imagse", "5"]) == 2
+    assert capsys.readouterr().err.startswith("course-ml: unknown parameter 'imagse'; did you mean 'images'?\nThe parameters are:\n")
+    assert main(["report", "tiny", "-p", "images", "5", "-p", "images", "6"]) == 2
+    assert main(["report", "none"]) == 2
+    capsys.readouterr()
+    assert main(["report", "tiny", "-p", "data_path", "../nbs"]) == 0
+    assert capsys.readouterr().out == "Report: ../reports/tiny/report.html\n"
+    assert read_json("../reports/tiny/manifest.json")["folder"] == "nbs"
+    assert main(["reports"]) == 0 and re.fullmatch(r"tiny +finished +\S+ +A <tiny> report\n", capsys.readouterr().out)
+    assert main(["params", "tiny"]) == 0 and "how many pictures" in capsys.readouterr().out
+    write_notebook(project / "nbs/tiny.ipynb", "1 / 0")
+    assert main(["report", "tiny"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err
+    for wrong in [["report"], ["report", "tiny", "--timeout", "-1"], ["report", "tiny", "--timeout", "soon"], ["raport"], []]:
+        with pytest.raises(SystemExit) as error: main(wrong)
+        assert error.value.code == 2
+
+
+def test_help_is_fast(project):
+    code = "import sys, course_ml, course_ml.reporting as r\ntry: r.main(['--help'])\nexcept SystemExit: pass\nprint([m for m in ('torch', 'pandas', 'numpy', 'matplotlib', 'nbformat', 'tensorflow') if m in sys.modules])"
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        times.append(time.monotonic() - start)
+    assert output.startswith("usage: course-ml") and output.endswith("[]\n")
+    assert min(times) < .5, times
+    process = course_ml("--version")
+    assert re.fullmatch(r"course_ml (\d[\w.]*|not installed)\n", process.communicate()[0])

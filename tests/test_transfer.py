@@ -1,0 +1,160 @@
+"""Backbones from every source, the right preprocessing, and a cache that never answers another question."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from course_ml.core import Recipe, cache_folder, set_seed
+from course_ml.data import Dataset, Folds
+from course_ml.training import fit, predict, weights_hash
+from course_ml.transfer import PACKAGED, TransferModel, build_model, frozen_features, load_model, timm_backbone, train_recipe
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights"
+real_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason=f"the ImageNet weights are not beside the project ({WEIGHTS.name}/)")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_ML_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    return Dataset.from_arrays("noise", rng.integers(0, 256, (70, 32, 32, 3), dtype="uint8"), np.arange(70) % 2)
+
+
+FROZEN = Recipe(backbone="resnet10t", weights="packaged", freeze="backbone", image_size=32, head=("dense 16", "dropout 0.5"), epochs=2)
+
+
+@pytest.mark.parametrize("backbone", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:densenet121", "torchvision:convnext_tiny", "torchvision:swin_t", "torchvision:squeezenet1_1", "resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224"])
+def test_every_kind_of_backbone_gets_a_head(backbone):
+    model = build_model(Recipe(backbone=backbone, image_size=224, head=("dense 8",)), classes=5)
+    assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 5)
+
+
+def test_the_head_of_the_nature10_study_has_its_published_parameters():
+    model = build_model(Recipe(backbone="torchvision:resnet50", image_size=64, freeze="backbone", head=("dropout 0.5", "dense 128", "dropout 0.3")), classes=10)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 263_562
+
+
+def test_a_frozen_backbone_changes_in_no_bit(pictures, tmp_path):
+    model = build_model(FROZEN.replace(augment=("flip",)), 2)
+    before = weights_hash(model.backbone)
+    fit(model, FROZEN.replace(augment=("flip",)), pictures, Folds.holdout(pictures), folder=tmp_path / "run")
+    assert weights_hash(model.backbone) == before
+
+
+def test_fine_tuning_changes_the_backbone(pictures, tmp_path):
+    recipe = FROZEN.replace(freeze="none")
+    model = build_model(recipe, 2)
+    before = weights_hash(model.backbone)
+    fit(model, recipe, pictures, Folds.holdout(pictures), folder=tmp_path / "run")
+    assert weights_hash(model.backbone) != before
+
+
+@pytest.mark.parametrize("batch_size", [32, 20, 70])
+def test_the_cached_way_equals_the_uncached_bit_for_bit(pictures, tmp_path, batch_size):
+    recipe = FROZEN.replace(batch_size=batch_size)
+    folds = Folds.holdout(pictures)
+    cached = train_recipe(recipe, pictures, folds, folder=tmp_path / "cached")
+    model = build_model(recipe, 2)
+    uncached = fit(model, recipe, pictures, folds, folder=tmp_path / "uncached")
+    assert weights_hash(cached.model) == weights_hash(model.head)
+    assert np.array_equal(cached.predictions.probabilities, uncached.predictions.probabilities)
+    assert np.allclose(predict(load_model(cached, 2), pictures.images(32), folds.rows("validation")), cached.predictions.probabilities, atol=1e-7)
+
+
+def test_only_what_changed_is_computed_again(pictures, monkeypatch):
+    computed, original = [], TransferModel._features_of
+    monkeypatch.setattr(TransferModel, "_features_of", lambda self, part: (computed.append(len(part)), original(self, part))[1])
+    def newly_computed(model, dataset, *options):
+        computed.clear()
+        features = frozen_features(model, dataset, *options)
+        return sum(computed), features
+    model = build_model(FROZEN, 2)
+    n, first = newly_computed(model, pictures, 32)
+    assert n == 70
+    assert newly_computed(model, pictures, 32)[0] == 0
+    n, half = newly_computed(model, pictures.take(range(69, 30, -1)), 32)
+    assert n == 0 and np.array_equal(half, first[69:30:-1])
+    assert newly_computed(build_model(FROZEN.replace(head=("dense 4",), seed=5), 2), pictures, 32)[0] == 0
+    array = pictures.source.array.copy()
+    array[3] = 255 - array[3]
+    assert newly_computed(model, Dataset.from_arrays("x", array, pictures.labels), 32)[0] == 1
+    assert newly_computed(model, pictures, 48)[0] == 70
+    with torch.no_grad(): next(model.backbone.parameters())[0] += 1e-3
+    assert newly_computed(model, pictures, 32)[0] == 70
+
+
+def test_copies_of_a_picture_are_computed_once(pictures, monkeypatch):
+    model = build_model(FROZEN, 2)
+    array = np.concatenate([pictures.source.array[:10]] * 3)
+    features = frozen_features(model, Dataset.from_arrays("copies", array, np.arange(30) % 2), 32)
+    assert np.array_equal(features[:10], features[10:20]) and np.array_equal(features[:10], features[20:])
+
+
+def test_normalisation_is_that_of_the_weights():
+    assert build_model(Recipe(backbone="mobilenetv2_100"), 2).facts["mean"] == pytest.approx([.485, .456, .406])
+    assert build_model(Recipe(backbone="tf_mobilenetv3_small_100"), 2).facts["mean"] == pytest.approx([.5, .5, .5])
+    assert build_model(Recipe(backbone="resnet10t", weights="packaged"), 2).facts["mean"] == pytest.approx([.5, .5, .5])
+
+
+def test_a_header_beats_the_name(tmp_path):
+    state = load_file(PACKAGED["resnet10t"])
+    save_file(state, tmp_path / "own.safetensors", metadata={"mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"})
+    facts = build_model(Recipe(backbone="resnet10t", weights=str(tmp_path / "own.safetensors")), 2).facts
+    assert facts["mean"] == [.1, .2, .3] and facts["file"] == "own.safetensors" and len(facts["sha256"]) == 64
+
+
+@pytest.mark.parametrize("recipe, message", [
+    (Recipe(backbone="resnet10t", weights="missing.pth"), "there is no file missing.pth"),
+    (Recipe(backbone="mobilenetv2_100", weights="packaged"), "only for resnet10t"),
+    (Recipe(backbone="torchvision:resnet49"), "torchvision has no"),
+    (Recipe(backbone="resnet10tt"), "like it are"),
+    (Recipe(backbone="keras:MobileNetV2"), "no torch network"),
+    (Recipe(backbone="baseline_cnn", head=("dense 8",)), "takes no head"),
+    (Recipe(backbone="vit_tiny_patch16_224", image_size=64), "image_size"),
+])
+def test_what_can_not_be_built_says_why(recipe, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message): build_model(recipe, 3)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    for backbone in ("resnet10t", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match="other.safetensors does not fit"): build_model(Recipe(backbone=backbone, weights=str(tmp_path / "other.safetensors")), 3)
+
+
+def test_a_head_is_not_put_on_another_backbone(pictures, tmp_path, monkeypatch):
+    run = train_recipe(FROZEN, pictures, Folds.holdout(pictures), folder=tmp_path / "run")
+    state = load_file(PACKAGED["resnet10t"])
+    state["conv1.0.weight"] = state["conv1.0.weight"] + 1
+    save_file(state, tmp_path / "changed.safetensors", metadata={"mean": "0.5, 0.5, 0.5", "std": "0.5, 0.5, 0.5"})
+    monkeypatch.setitem(PACKAGED, "resnet10t", tmp_path / "changed.safetensors")
+    with pytest.raises(ValueError, match="have changed since this run"): load_model(run, 2)
+
+
+@real_weights
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "tf_mobilenetv3_large_minimal_100", "tf_mobilenetv3_small_100"])
+def test_real_weights_see_what_is_in_a_photograph(name):
+    import timm
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+    file = WEIGHTS / f"{name}.safetensors"
+    backbone, facts = timm_backbone(name, str(file))
+    full = timm.create_model(name, checkpoint_path=str(file)).eval()
+    picture = Image.fromarray(load_sample_image("china.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
+    batch = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
+    model = TransferModel(backbone, full.get_classifier(), facts).eval()
+    with torch.no_grad(): probabilities = model(batch).softmax(1)[0]
+    assert {663, 698} & set(probabilities.topk(5).indices.tolist())  # monastery, palace
+
+
+@real_weights
+def test_torchvision_and_timm_read_one_network_alike():
+    file = WEIGHTS / "torchvision" / "squeezenet1_1.safetensors"
+    model = build_model(Recipe(backbone="torchvision:squeezenet1_1", weights=str(file), image_size=96), 4)
+    assert model.facts["sha256"] == "c64ee0f7613d1e1522b079ed86cc4d874b8c3822c26dd1f1f33f4d910c85ae75"

@@ -1,0 +1,61 @@
+"""Run lessons afresh and save them with their outputs.
+
+    python tools/lessons.py                       every notebook in nbs/
+    python tools/lessons.py nbs/00_core.ipynb     these alone
+
+A notebook is saved, cleaned, only after its last cell has run, and then in one step. As in the tests,
+cells with `#| eval: false` and notebooks with `skip_exec: true` are left alone.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from traitlets.config import Config
+
+SKIPPED_NOTEBOOK = re.compile(r"^(- )?skip_exec:\s*true", re.MULTILINE)
+SKIPPED_CELL = re.compile(r"^#\|\s*eval:\s*false|nbdev_export\(", re.MULTILINE)
+
+
+def run_notebook(path: Path) -> None:
+    "Run the notebook at `path` in its folder and save it. Raises `CellExecutionError`, and saves nothing."
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        address = {"transport": "ipc", "ip": f"{folder}/kernel"}  # no TCP port that others could read or take
+        client = NotebookClient(notebook, timeout=600, kernel_name="python3", config=Config({"KernelManager": address}),
+                                resources={"metadata": {"path": str(path.parent)}})
+        with client.setup_kernel():
+            for position, cell in enumerate(notebook.cells):
+                if cell.cell_type != "code":
+                    continue
+                cell.outputs = []
+                if not SKIPPED_CELL.search(cell.source):
+                    client.execute_cell(cell, position)
+    clean_nb(notebook, allowed_cell_metadata_keys=get_config().allowed_cell_metadata_keys.split())
+    temporary = path.with_suffix(".ipynb.tmp")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    os.environ["COURSE_ML_PROGRESS"] = "0"  # a progress bar is nothing to save
+    for path in [Path(name) for name in sys.argv[1:]] or sorted(nbglob(as_path=True)):
+        cells = nbformat.read(path, as_version=4).cells
+        if any(cell.cell_type != "code" and SKIPPED_NOTEBOOK.search(cell.source) for cell in cells):
+            print(f"{path}: left alone (skip_exec)")
+            continue
+        start = time.perf_counter()
+        run_notebook(path)
+        print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

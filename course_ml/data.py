@@ -463,7 +463,7 @@ def _take_share(table, share):
         missing[int(taken[row])] -= group
     return taken
 
-# %% ../nbs/01_data.ipynb #cc6ed1f1
+# %% ../nbs/01_data.ipynb #0139e62d
 @dataclass
 class Folds:
     "Which picture is in which part: train, validation and test, or fold 0 to k - 1."
@@ -509,7 +509,9 @@ class Folds:
 
     def counts(self, dataset: Dataset) -> pd.DataFrame:  # one row a class, one column a part
         "How many pictures of each class each part has."
-        return pd.crosstab(pd.Categorical(dataset.labels, range(len(dataset.classes))).rename_categories(dataset.classes), np.array(self.parts), rownames=["class"], colnames=["part"], dropna=False)
+        names = pd.Categorical(dataset.labels, range(len(dataset.classes))).rename_categories(dataset.classes)
+        order = [part for part in ("train", "validation", "test") if part in self.parts] or index_classes(self.parts)[0]
+        return pd.crosstab(names, np.array(self.parts), rownames=["class"], colnames=["part"], dropna=False)[order]
 
     def save(self, path: str | Path):
         "Write the split as a CSV of id, part and group."
@@ -521,13 +523,13 @@ class Folds:
         table = pd.read_csv(path, dtype={"id": str, "part": str, "group": str}, keep_default_na=False)
         return cls(list(table.id), list(table.part), list(table.group), int(table.seed.iloc[0]))
 
-# %% ../nbs/01_data.ipynb #92e74719
+# %% ../nbs/01_data.ipynb #8d301f23
 def _deal(dataset, names, shares, seed):
     "Folds with parts `names`. Raises `ValueError` for a class that can not be in every part."
     groups_of_class = dataset.items.groupby("label").group.nunique().reindex(range(len(dataset.classes)), fill_value=0)
     if (small := groups_of_class[groups_of_class < len(names)]).size:
         listed = ", ".join(f"{dataset.classes[c]!r} has {n}" for c, n in small.items())
-        raise ValueError(f"{dataset.name}: a split into {len(names)} parts needs at least {len(names)} pictures (or groups) of every class, but {listed}. Add pictures, or leave the class out: dataset.drop_classes([...])")
+        raise ValueError(f"{dataset.name}: a split into {len(names)} parts needs at least {len(names)} pictures (or groups) of every class, but {listed}. Add pictures, or leave the class out (dataset.drop_classes, or leave_out of a report)")
     dealt = deal_groups(dataset.labels, dataset.items.group, shares, seed)
     folds = Folds(list(dataset.items.id), [names[d] for d in dealt], list(dataset.items.group), seed)
     if (folds.counts(dataset)[names] == 0).any(axis=None): raise ValueError(f"{dataset.name}: no split found in which each of {', '.join(names)} has every class; the groups are too large or a class too small (see dataset.class_counts())")
@@ -555,11 +557,12 @@ def _kfold(cls,
     return _deal(dataset, [f"fold {i}" for i in range(k)], [1 / k] * k, seed)
 
 def _from_split(cls,
-    dataset: Dataset,  # with a column `split` of "train", "validation", "test"
+    dataset: Dataset,  # with a column `split` of "train", "validation" (or "val"), "test"
 ) -> Folds:
-    "The split that came with the data. Raises `ValueError` without one, or where it splits a group."
+    "The split that came with the data. Raises `ValueError` without one, for an unknown name, or where it splits a group."
     if "split" not in dataset.items: raise ValueError(f"{dataset.name} has no column 'split'; its columns are {', '.join(dataset.items.columns)}")
-    return cls(list(dataset.items.id), list(dataset.items.split), list(dataset.items.group))
+    if unknown := set(dataset.items.split) - set(SPLITS): raise ValueError(f"{dataset.name}: the split {sorted(unknown)[0]!r} is none of {', '.join(SPLITS)}")
+    return cls(list(dataset.items.id), [SPLITS[split] for split in dataset.items.split], list(dataset.items.group))
 
 Folds.holdout, Folds.kfold, Folds.from_split = map(classmethod, (_holdout, _kfold, _from_split))
 

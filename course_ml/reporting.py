@@ -35,15 +35,16 @@ from .core import (Progress, content_hash, doctor, file_hash, machine, package_v
                             write_json)
 
 # %% auto #0
-__all__ = ['OWN_FILES', 'PAGE', 'check_record', 'table_styles', 'markdown_table', 'latex_table', 'Report', 'ReportError',
-           'ParameterError', 'RunError', 'read_notebook', 'Parameter', 'parameters_position', 'read_parameters',
-           'read_assignment', 'describe_parameters', 'fit_value', 'read_value', 'check_parameters', 'Job',
-           'report_names', 'read_settings', 'portable_path', 'prepare', 'start_kernel', 'fresh_kernel', 'peak_memory',
-           'run_cells', 'run_cells_within', 'execute_notebook', 'inject_parameters', 'only_run', 'is_running',
-           'read_status', 'now', 'failure', 'other_files', 'staging_folder', 'machine_paths', 'without_paths',
-           'source_state', 'make_command', 'make_manifest', 'hash_outputs', 'reader_cells', 'drop_row_numbers',
-           'render_page', 'run_into', 'run_report', 'find_root', 'report_command', 'reports_command', 'params_command',
-           'doctor_command', 'positive_seconds', 'command_line', 'main']
+__all__ = ['OWN_FILES', 'PAGE', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table',
+           'latex_table', 'Report', 'ReportError', 'ParameterError', 'RunError', 'read_notebook', 'Parameter',
+           'parameters_position', 'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value',
+           'read_value', 'check_parameters', 'Job', 'report_names', 'read_settings', 'portable_path', 'prepare',
+           'start_kernel', 'fresh_kernel', 'peak_memory', 'run_cells', 'run_cells_within', 'execute_notebook',
+           'inject_parameters', 'only_run', 'is_running', 'read_status', 'now', 'failure', 'other_files',
+           'staging_folder', 'machine_paths', 'without_paths', 'source_state', 'make_command', 'make_manifest',
+           'hash_outputs', 'reader_cells', 'drop_row_numbers', 'render_page', 'run_into', 'run_report', 'find_root',
+           'report_command', 'reports_command', 'params_command', 'doctor_command', 'positive_seconds', 'command_line',
+           'main']
 
 # %% ../nbs/11_reporting.ipynb #f6eae5f1
 def check_record(
@@ -65,25 +66,49 @@ def check_record(
     record = {**numbers, "n": None if n is None else int(n), "seeds": [int(seed) for seed in seeds], "unit": unit}
     return {**record, "reason": reason} if reason else record
 
-# %% ../nbs/11_reporting.ipynb #2869efb1
-def table_styles(
-    frame: "pandas.DataFrame",  # a named index becomes the first column
-    digits: int,  # decimals of real numbers
-) -> "pandas.io.formats.style.Styler":  # the table without its index
-    "The table as Markdown and LaTeX show it: rounded, missing values as a dash."
+# %% ../nbs/11_reporting.ipynb #7264bfff
+def named_columns(
+    frame: "pandas.DataFrame",  # a table
+) -> "pandas.DataFrame":  # with a plain index
+    "A named or unusual index becomes the first column."
     import pandas
     plain = isinstance(frame.index, pandas.RangeIndex) and frame.index.name is None
-    return (frame if plain else frame.reset_index()).style.format(precision=digits, na_rep="–").hide(axis="index")
+    return (frame if plain else frame.reset_index()).rename_axis(columns=None)
 
+def readable_number(
+    value,  # of a cell
+    digits: int,  # decimals of real numbers
+) -> str:
+    "A cell as text: real numbers rounded, missing ones as a dash, small ones never as 0."
+    if not isinstance(value, float): return str(value)
+    if not math.isfinite(value): return "–"
+    return f"<{10**-digits:.{digits}f}" if 0 < value < .5 * 10**-digits else f"{value:.{digits}f}"
+
+def readable_table(
+    frame: "pandas.DataFrame",  # columns "x", "x low", "x high" (or "x", "low", "high") side by side are an interval
+    digits: int = 3,  # decimals of real numbers
+) -> "pandas.DataFrame":  # of texts
+    "The table as people read it: rounded, an interval behind its number."
+    import pandas
+    texts = named_columns(frame).map(lambda value: readable_number(value, digits))
+    shown, names = {}, list(texts.columns)
+    while names:
+        name, *names = names
+        shown[name] = texts[name]
+        if [str(n) for n in names[:2]] in ([f"{name} low", f"{name} high"], ["low", "high"]):
+            shown[f"{name} (95 % interval)"] = shown.pop(name) + " (" + texts[names[0]] + " to " + texts[names[1]] + ")"
+            names = names[2:]
+    return pandas.DataFrame(shown)
+
+# %% ../nbs/11_reporting.ipynb #bf017230
 def markdown_table(
     frame: "pandas.DataFrame",  # the table
     digits: int = 3,  # decimals of real numbers
 ) -> str:  # Markdown
     "The table in Markdown."
-    frame = frame.map(lambda cell: cell.replace("|", "\\|").replace("\n", " ") if isinstance(cell, str) else cell)
-    header, *rows = table_styles(frame, digits).to_string(delimiter=" | ").splitlines()
-    rule = " | ".join("---" for _ in re.split(r"(?<!\\) \| ", header))
-    return "".join(f"| {line} |\n" for line in [header, rule, *rows])
+    frame = readable_table(frame, digits).map(lambda text: text.replace("|", "\\|").replace("\n", " "))
+    lines = [frame.columns, ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 def latex_table(
     frame: "pandas.DataFrame",  # the table
@@ -93,10 +118,10 @@ def latex_table(
 ) -> str:  # LaTeX; the document needs the package booktabs
     "The table in LaTeX, in the booktabs style."
     from nbconvert.filters import escape_latex
-    styles = table_styles(frame, digits).format(precision=digits, na_rep="--", escape="latex").format_index(escape="latex", axis="columns")
+    styles = readable_table(frame, digits).replace("–", "--").style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     return styles.to_latex(hrules=True, position="tbp", position_float="centering", caption=escape_latex(caption) or None, label=f"tab:{name}")
 
-# %% ../nbs/11_reporting.ipynb #e79162ec
+# %% ../nbs/11_reporting.ipynb #76b2c159
 class Report:
     "What a notebook found: numbers, tables and figures, shown and, where there is a folder, written."
     def __init__(self,
@@ -138,17 +163,17 @@ class Report:
         frame: "pandas.DataFrame",  # the table; a named index becomes the first column
         name: str,  # of its files
         caption: str = "",  # one sentence
-        digits: int = 3,  # decimals of real numbers in Markdown and LaTeX; CSV has all
-    ) -> "pandas.DataFrame":  # the same table, to show it
+        digits: int = 3,  # decimals of real numbers where people read it; CSV has all
+    ) -> "pandas.DataFrame":  # as people read it, to show it
         "Write a table as CSV, Markdown and LaTeX."
         self._caption("table", name, caption)
         if self.folder:
             path = self.folder / "tables" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            table_styles(frame, digits).data.to_csv(f"{path}.csv", index=False, lineterminator="\n")
+            named_columns(frame).to_csv(f"{path}.csv", index=False, lineterminator="\n")
             Path(f"{path}.md").write_text(markdown_table(frame, digits), encoding="utf-8")
             Path(f"{path}.tex").write_text(latex_table(frame, name, caption, digits), encoding="utf-8")
-        return frame
+        return readable_table(frame, digits)
 
     def figure(self,
         figure: "matplotlib.figure.Figure",  # the figure
@@ -176,7 +201,7 @@ class Report:
         if weights: self.made["weights"] = {"name": Path(weights).name, "sha256": file_hash(weights) if Path(weights).is_file() else None}
         if self.folder: write_json(self.folder / "manifest.json", self.made)
 
-# %% ../nbs/11_reporting.ipynb #a39af1c9
+# %% ../nbs/11_reporting.ipynb #a9582c99
 class ReportError(ValueError):
     "What stops a report before it starts; the message says what to do."
 
@@ -186,7 +211,7 @@ class ParameterError(ReportError):
 class RunError(RuntimeError):
     "A report that could not run to its end."
 
-# %% ../nbs/11_reporting.ipynb #6904a803
+# %% ../nbs/11_reporting.ipynb #8403a632
 def read_notebook(
     path: str | Path,  # an .ipynb file
 ) -> "nbformat.NotebookNode":
@@ -200,7 +225,7 @@ def read_notebook(
         raise ReportError(f"{path}: the notebook's metadata must have kernelspec.name and kernelspec.language \"python\"; open and save it in JupyterLab")
     return notebook
 
-# %% ../nbs/11_reporting.ipynb #c9a6274e
+# %% ../nbs/11_reporting.ipynb #e8f15caf
 @dataclass(frozen=True)
 class Parameter:
     "A parameter of a report notebook."
@@ -249,7 +274,7 @@ def describe_parameters(
     widths = [max(map(len, column)) for column in list(zip(*rows))[:3]]
     return "\n".join("  " + "  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[3]]).rstrip() for row in rows)
 
-# %% ../nbs/11_reporting.ipynb #e33f013c
+# %% ../nbs/11_reporting.ipynb #505155ee
 def fit_value(
     value,  # from Python
     default,  # the parameter's default
@@ -291,7 +316,7 @@ def check_parameters(
             raise ParameterError(f"parameter {name!r} must be of type {parameter.kind}, not {value!r}\nThe parameters are:\n{describe_parameters(declared)}") from None
     return checked
 
-# %% ../nbs/11_reporting.ipynb #1300a0e4
+# %% ../nbs/11_reporting.ipynb #23d322fd
 @dataclass(frozen=True)
 class Job:
     "A report that is ready to run."
@@ -349,7 +374,7 @@ def prepare(
     defaults = {p.name: p.default for p in declared if p.name != "report_dir"}
     return Job(name, root, settings["title"], path, notebook, declared, given, {**defaults, **check_parameters(settings["parameters"], declared), **given})
 
-# %% ../nbs/11_reporting.ipynb #1407074f
+# %% ../nbs/11_reporting.ipynb #f1a0faa5
 def start_kernel(
     folder: str | Path,  # empty, with a short path: the sockets are made in it
     attempts: int = 3,  # how often to try
@@ -379,7 +404,7 @@ def fresh_kernel():
         try: yield manager
         finally: manager.shutdown_kernel(now=True)
 
-# %% ../nbs/11_reporting.ipynb #a4c16727
+# %% ../nbs/11_reporting.ipynb #2d71ecef
 def peak_memory(
     pid: int,  # of a process
 ) -> int | None:  # bytes; None where the system doesn't tell (all but Linux)
@@ -430,7 +455,7 @@ def execute_notebook(
     with ThreadPoolExecutor(1) as pool, fresh_kernel() as manager:
         return pool.submit(asyncio.run, run_cells_within(timeout, notebook, manager, on_cell)).result()
 
-# %% ../nbs/11_reporting.ipynb #965aabc3
+# %% ../nbs/11_reporting.ipynb #3c2c92e8
 def inject_parameters(
     notebook: "nbformat.NotebookNode",  # is changed
     values: dict,  # name -> value
@@ -442,7 +467,7 @@ def inject_parameters(
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     notebook.cells.insert(position, new_code_cell(source, id="parameters", metadata={"tags": ["injected-parameters"]}))
 
-# %% ../nbs/11_reporting.ipynb #b109e1bd
+# %% ../nbs/11_reporting.ipynb #929de656
 @contextlib.contextmanager
 def only_run(
     folder: Path,  # a report's folder
@@ -491,7 +516,7 @@ def failure(
     if isinstance(error, CellExecutionError): return "failed", f"{error.ename}: {error.evalue}"
     return "failed", f"{type(error).__name__}: {error}"
 
-# %% ../nbs/11_reporting.ipynb #07a31573
+# %% ../nbs/11_reporting.ipynb #d3efad21
 OWN_FILES = ("status.json", "manifest.json", "failed.ipynb")
 
 def other_files(
@@ -521,7 +546,7 @@ def staging_folder(
     finally:
         for leftover in (staging, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/11_reporting.ipynb #65462aa4
+# %% ../nbs/11_reporting.ipynb #b621a7f4
 def machine_paths(
     job: Job,  # the report
     staging: Path,  # where it is written meanwhile
@@ -549,7 +574,7 @@ def without_paths(
     paths = "|".join(re.escape(path) for path in sorted(places, key=len, reverse=True))
     return re.sub(rf"(?<![\w+.-])(?<![\w+.-]/)({paths})(?![\w-])", lambda match: places[match[1]], text)
 
-# %% ../nbs/11_reporting.ipynb #7a2f1883
+# %% ../nbs/11_reporting.ipynb #ec08ba1b
 def source_state(
     job: Job,  # the report
 ) -> dict:  # commit, dirty, notebook, package
@@ -596,7 +621,7 @@ def hash_outputs(
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in OWN_FILES)
     return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
-# %% ../nbs/11_reporting.ipynb #46ef822f
+# %% ../nbs/11_reporting.ipynb #7f7988d7
 PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -677,7 +702,7 @@ def render_page(
         image["alt"] = before.get_text(" ", strip=True) if before else title
     return PAGE.substitute(title=html.escape(title), body=str(body), footer=html.escape(footer))
 
-# %% ../nbs/11_reporting.ipynb #3da901ef
+# %% ../nbs/11_reporting.ipynb #2087cabb
 def run_into(
     job: Job,  # the report
     staging: Path,  # an empty folder
@@ -704,7 +729,7 @@ def run_into(
         save(job.folder / "failed.ipynb")
         raise
 
-# %% ../nbs/11_reporting.ipynb #2e5b1def
+# %% ../nbs/11_reporting.ipynb #d8409b0a
 def run_report(
     name: str,  # of the report: a folder below reports/ with a report.yml
     parameters: dict = {},  # name -> value, where it differs from report.yml and the notebook's default
@@ -734,7 +759,7 @@ def run_report(
             raise RunError(f"report {name!r} {state} in cell [{status['cell']}] {status['heading']}: {reason}\nThe notebook as far as it came: {os.path.relpath(job.folder / 'failed.ipynb')}") from error
     return job.folder
 
-# %% ../nbs/11_reporting.ipynb #e49c3581
+# %% ../nbs/11_reporting.ipynb #5b590488
 def find_root() -> Path:  # as seen from the current folder
     "The nearest folder, from the current one upwards, that holds reports; the current one if there is none."
     here = Path.cwd()
@@ -764,7 +789,7 @@ def doctor_command(options):
     "`course-ml doctor`: what this installation is made of."
     print(doctor().to_string(index=False))
 
-# %% ../nbs/11_reporting.ipynb #a887b02b
+# %% ../nbs/11_reporting.ipynb #47de259b
 def positive_seconds(
     text: str,  # from the command line
 ) -> float:
@@ -807,5 +832,5 @@ def main(
         return 2 if isinstance(error, ReportError) else 1
     return 0
 
-# %% ../nbs/11_reporting.ipynb #5032db2c
+# %% ../nbs/11_reporting.ipynb #bafa7d57
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())

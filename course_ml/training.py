@@ -82,7 +82,7 @@ def weighted_loss(
     losses = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
     return (losses * weights[labels]).mean()
 
-# %% ../nbs/02a_training.ipynb #15f6f0a5
+# %% ../nbs/02a_training.ipynb #cc31b816
 def build_optimizer(
     parameters,  # of the model, those that learn
     recipe: Recipe,  # optimizer, learning_rate, weight_decay
@@ -90,7 +90,7 @@ def build_optimizer(
     "torch's Adam, AdamW or SGD with Nesterov momentum .9."
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd": return torch.optim.SGD(parameters, momentum=.9, nesterov=True, **options)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](parameters, fused=True, **options)
 
 def build_schedule(
     optimizer: torch.optim.Optimizer,

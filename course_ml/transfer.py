@@ -18,7 +18,7 @@ from .training import Run, fit, predict, to_batch, weights_hash
 __all__ = ['PACKAGED', 'FROZEN_BATCH', 'packaged_weights', 'timm_backbone', 'torchvision_backbone', 'TransferModel',
            'build_model', 'count_features', 'frozen_features', 'train_recipe', 'load_model']
 
-# %% ../nbs/03_resnet.ipynb #731f32d5
+# %% ../nbs/03_resnet.ipynb #e2bf6feb
 PACKAGED = {"resnet10t": Path(course_ml.__file__).parent / "weights" / "resnet10t_procedural.safetensors"}
 
 def packaged_weights(
@@ -28,7 +28,7 @@ def packaged_weights(
     if name not in PACKAGED: raise ValueError(f"no weights are packaged for {name!r}, only for {', '.join(PACKAGED)}; use weights='hub' or the path of a file")
     return PACKAGED[name]
 
-# %% ../nbs/03_resnet.ipynb #6996b6d4
+# %% ../nbs/03_resnet.ipynb #511afad5
 def timm_backbone(
     name: str,  # e.g. "resnet10t", "mobilenetv2_100"
     weights: str,  # "none", "packaged", "hub" or the path of a safetensors or pth file with timm's keys
@@ -61,7 +61,7 @@ def _file_facts(weights, file):
     with safe_open(file, "pt") as header: metadata = header.metadata() or {}
     return {**facts, **{key: [float(v) for v in metadata[key].strip("[]()").split(",")] for key in ("mean", "std") if key in metadata}}
 
-# %% ../nbs/03_resnet.ipynb #aa55b9c2
+# %% ../nbs/03_resnet.ipynb #aa029854
 def torchvision_backbone(
     name: str,  # e.g. "resnet50"
     weights: str,  # "none", "hub" or the path of a safetensors or pth file with torchvision's keys
@@ -79,7 +79,7 @@ def torchvision_backbone(
     setattr(model, last, nn.Identity())
     return nn.Sequential(model, nn.Flatten()), {"mean": [.485, .456, .406], "std": [.229, .224, .225], **_file_facts(weights, file)}
 
-# %% ../nbs/03_resnet.ipynb #12daf4a7
+# %% ../nbs/03_resnet.ipynb #b4896ca2
 FROZEN_BATCH = 32  # the one batch shape in which a frozen backbone works
 
 class TransferModel(nn.Module):
@@ -114,7 +114,7 @@ class TransferModel(nn.Module):
 
     def forward(self, pictures): return self.head(self.features(pictures))
 
-# %% ../nbs/03_resnet.ipynb #6c7057e6
+# %% ../nbs/03_resnet.ipynb #04f0f061
 def build_model(
     recipe: Recipe,  # backbone, weights, head, freeze, image_size, seed
     classes: int,  # number of classes
@@ -140,7 +140,7 @@ def count_features(
     try: return backbone.eval()(torch.zeros(2, 3, image_size, image_size)).shape[1]
     except (RuntimeError, AssertionError) as error: raise ValueError(f"image_size: the backbone can not work with {image_size} pixels: {str(error)[:200]}") from None
 
-# %% ../nbs/03_resnet.ipynb #1989fa2f
+# %% ../nbs/03_resnet.ipynb #815869a3
 def frozen_features(
     model: TransferModel,  # its backbone is used
     dataset: Dataset,
@@ -171,7 +171,7 @@ def _compute_features(model, pictures, rows):
     with Progress(len(rows), "features") as progress:
         return np.concatenate([(frozen.features(to_batch(pictures, batch, device)).cpu().numpy(), progress.advance(len(batch)))[0] for batch in batches])
 
-# %% ../nbs/03_resnet.ipynb #b9021880
+# %% ../nbs/03_resnet.ipynb #13f5a423
 def train_recipe(
     recipe: Recipe,
     dataset: Dataset,
@@ -188,7 +188,7 @@ def train_recipe(
     features = frozen_features(model, dataset, recipe.image_size, recipe.resize)
     return fit(model.head, recipe, dataset, folds, fold, folder, inputs=features, weights=model.facts, backbone=weights_hash(model.backbone))
 
-# %% ../nbs/03_resnet.ipynb #2c5c55e0
+# %% ../nbs/03_resnet.ipynb #1fe4d7db
 def load_model(
     run: Run,  # finished
     classes: int,  # number of classes

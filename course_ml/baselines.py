@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 # %% auto #0
-__all__ = ['LAYER_KINDS', 'CNNS', 'parse_layer', 'next_shape', 'trace_layers', 'glorot', 'torch_layer', 'build_cnn',
+__all__ = ['LAYER_KINDS', 'CNNS', 'HEADS', 'parse_layer', 'next_shape', 'trace_layers', 'glorot', 'torch_layer', 'build_cnn',
            'layer_table', 'dense_head', 'load_keras', 'keras_layer', 'build_keras_cnn', 'keras_dense_head', 'to_keras',
            'to_torch']
 
@@ -158,7 +158,17 @@ def dense_head(
     "New last layers for a backbone, in torch. Raises `ValueError` for a wrong layer."
     return _torch_layers(layers, (inputs,), classes)
 
-# %% ../nbs/02_baselines.ipynb #51198430
+# %% ../nbs/02_baselines.ipynb #7a907633
+HEADS = {
+    "leaves": (),
+    "cactus": ("dense 512", "dropout 0.3", "dense 128"),
+    "nature10": ("dropout 0.5", "dense 128", "dropout 0.3"),
+    "blood_cells": ("dense 256", "dropout 0.3"),
+    "rare_species": ("dense 512", "dropout 0.5", "dropout 0.3"),
+    "rare_species_mobilenet": ("dense 512", "batch norm", "dropout 0.5", "dense 256", "batch norm", "dropout 0.3"),
+}
+
+# %% ../nbs/02_baselines.ipynb #60c90d3d
 @contextlib.contextmanager
 def _quiet_stderr():
     "What the process writes to its error output, also from outside Python, is dropped."
@@ -197,7 +207,7 @@ def keras_layer(
         case "batch norm": return layers.BatchNormalization(momentum=.9, epsilon=1e-5, name=name)
         case "scores": return layers.Dense(classes, name=name)
 
-# %% ../nbs/02_baselines.ipynb #327cdc93
+# %% ../nbs/02_baselines.ipynb #32fde04f
 def _keras_layers(layers, shape, classes):
     keras = load_keras()
     return keras.Sequential([keras.Input(shape), *(keras_layer(name, kind, value, classes) for name, kind, value, _ in trace_layers(layers, shape))])
@@ -218,7 +228,7 @@ def keras_dense_head(
     "New last layers for a backbone, in Keras. Raises `ValueError` for a wrong layer."
     return _keras_layers(layers, (inputs,), classes)
 
-# %% ../nbs/02_baselines.ipynb #9fad4c8e
+# %% ../nbs/02_baselines.ipynb #462eebbb
 def _layer_pairs(torch_model, keras_model):
     "Each torch block with weights, its Keras layer, and what the block reads: (channels, height, width)."
     before = None

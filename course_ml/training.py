@@ -202,7 +202,7 @@ def evaluate(model, inputs, labels, rows) -> dict:  # validation_loss (mean cros
     loss = -np.log(np.maximum(probabilities[np.arange(len(rows)), truth], 1e-12)).mean()
     return {"validation_loss": float(loss), "validation_accuracy": float((probabilities.argmax(1) == truth).mean())}
 
-# %% ../nbs/02a_training.ipynb #0d4e5f71
+# %% ../nbs/02a_training.ipynb #1ef973b1
 class Training:
     "What changes during a run: model, optimizer, schedule, history, best weights."
     def __init__(self, model, recipe, labels, classes, steps):
@@ -218,7 +218,7 @@ class Training:
         self.weights = torch.from_numpy(class_weights(labels, classes, recipe.class_weights)).to(self.device)
         self.best = self.copy_weights()
 
-    def copy_weights(self): return {name: value.detach().cpu().clone() for name, value in self.accelerator.unwrap_model(self.model).state_dict().items()}
+    def copy_weights(self): return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in self.accelerator.unwrap_model(self.model).state_dict().items()}
 
     def finish_epoch(self, row):
         "Note the epoch's figures; keep the weights if the validation loss is the lowest so far."

@@ -114,7 +114,7 @@ class TransferModel(nn.Module):
 
     def forward(self, pictures): return self.head(self.features(pictures))
 
-# %% ../nbs/03_resnet.ipynb #04f0f061
+# %% ../nbs/03_resnet.ipynb #4ce0920c
 def build_model(
     recipe: Recipe,  # backbone, weights, head, freeze, image_size, seed
     classes: int,  # number of classes
@@ -125,11 +125,12 @@ def build_model(
         if recipe.head or recipe.weights != "none" or recipe.freeze != "none": raise ValueError(f"{recipe.backbone} learns from scratch: it takes no head, weights or freeze")
         model = build_cnn(CNNS[recipe.backbone], recipe.image_size, classes)
         model.facts = {"weights": "none"}
-        return model
+        return model.to(memory_format=torch.channels_last)
     kind, _, name = recipe.backbone.rpartition(":")
     if kind not in ("", "torchvision"): raise ValueError(f"backbone: {recipe.backbone!r} is no torch network; use a name of {', '.join(CNNS)}, a timm name or torchvision:NAME")
     backbone, facts = (torchvision_backbone if kind else timm_backbone)(name, recipe.weights)
-    return TransferModel(backbone, dense_head(count_features(backbone, recipe.image_size), recipe.head, classes), facts, recipe.freeze == "backbone")
+    head = dense_head(count_features(backbone, recipe.image_size), recipe.head, classes)
+    return TransferModel(backbone, head, facts, recipe.freeze == "backbone").to(memory_format=torch.channels_last)
 
 @torch.no_grad()
 def count_features(

@@ -114,7 +114,7 @@ class TransferModel(nn.Module):
 
     def forward(self, pictures): return self.head(self.features(pictures))
 
-# %% ../nbs/03_resnet.ipynb #4ce0920c
+# %% ../nbs/03_resnet.ipynb #853ccf50
 def build_model(
     recipe: Recipe,  # backbone, weights, head, freeze, image_size, seed
     classes: int,  # number of classes
@@ -122,8 +122,8 @@ def build_model(
     "The torch model of a recipe. Raises `ValueError` for a recipe that can not be built."
     set_seed(recipe.seed)
     if recipe.backbone in CNNS:
-        if recipe.head or recipe.weights != "none" or recipe.freeze != "none": raise ValueError(f"{recipe.backbone} learns from scratch: it takes no head, weights or freeze")
-        model = build_cnn(CNNS[recipe.backbone], recipe.image_size, classes)
+        if recipe.weights != "none" or recipe.freeze != "none": raise ValueError(f"{recipe.backbone} starts at random: weights and freeze must be 'none'")
+        model = build_cnn(CNNS[recipe.backbone] + recipe.head, recipe.image_size, classes)
         model.facts = {"weights": "none"}
         return model.to(memory_format=torch.channels_last)
     kind, _, name = recipe.backbone.rpartition(":")

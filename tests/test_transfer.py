@@ -115,7 +115,7 @@ def test_a_header_beats_the_name(tmp_path):
     (Recipe(backbone="torchvision:resnet49"), "torchvision has no"),
     (Recipe(backbone="resnet10tt"), "like it are"),
     (Recipe(backbone="keras:MobileNetV2"), "no torch network"),
-    (Recipe(backbone="baseline_cnn", head=("dense 8",)), "takes no head"),
+    (Recipe(backbone="baseline_cnn", weights="packaged"), "starts at random"),
     (Recipe(backbone="vit_tiny_patch16_224", image_size=64), "image_size"),
 ])
 def test_what_can_not_be_built_says_why(recipe, message):

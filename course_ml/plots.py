@@ -20,7 +20,7 @@ from scipy.spatial.distance import squareform
 from .core import atomic_path
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
 
-# %% ../nbs/06_plots.ipynb #c98e33ae
+# %% ../nbs/06_plots.ipynb #a68e146b
 COLOURS = plt.style.library["seaborn-v0_8-colorblind"]["axes.prop_cycle"].by_key()["color"]
 RIGHT, WRONG = COLOURS[0], COLOURS[2]  # blue and vermilion
 MARKERS = "osD^v"
@@ -40,9 +40,10 @@ def new_figure(
 def settle(
     figure: plt.Figure, # drawn with `new_figure`
 ) -> plt.Figure: # the same
-    "Fixes the places of all parts. Otherwise each drawing moves them a hair, and a figure that was shown is saved with other bytes."
+    "Fixes the places of all parts. Otherwise each drawing, and each process, moves them a hair, and the saved bytes differ."
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    for axis in figure.axes: axis.set_position(np.round(axis.get_position(original=True).bounds, 5))
     return figure
 
 def shorten(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['PACKAGES', 'CHOICES', 'AUGMENTATIONS', 'cache_folder', 'set_seed', 'content_hash', 'derive_seed', 'file_hash',
-           'atomic_path', 'write_json', 'read_json', 'Progress', 'choose_device', 'package_versions', 'machine',
-           'doctor', 'Recipe']
+__all__ = ['PACKAGES', 'CHOICES', 'FREEZING', 'PREPROCESSING', 'AUGMENTATIONS', 'cache_folder', 'set_seed', 'content_hash',
+           'derive_seed', 'file_hash', 'atomic_path', 'write_json', 'read_json', 'Progress', 'choose_device',
+           'package_versions', 'machine', 'doctor', 'read_step', 'Recipe']
 
 # %% ../nbs/00_core.ipynb #b7954c2b
 def cache_folder() -> Path:
@@ -181,13 +181,30 @@ def doctor() -> "pandas.DataFrame":  # columns what, found
     facts = {**machine(), "device": choose_device(), **package_versions()}
     return pandas.DataFrame({"what": facts.keys(), "found": [str(v) for v in facts.values()]})
 
-# %% ../nbs/00_core.ipynb #8ec5591e
-CHOICES = {"framework": ("torch", "keras"), "resize": ("crop", "squash"), "freeze": ("none", "backbone"),
-           "class_weights": ("none", "inverse", "normalised"), "optimizer": ("adam", "adamw", "sgd"),
-           "schedule": ("constant", "cosine", "plateau"), "precision": ("fp32", "bf16")}
-AUGMENTATIONS = ("flip", "rotation", "zoom")
+# %% ../nbs/00_core.ipynb #b560ef15
+CHOICES = {"framework": ("torch", "keras"), "resize": ("crop", "squash"), "sampling": ("shuffled", "balanced"),
+           "class_weights": ("none", "inverse", "normalised"), "optimizer": ("adam", "adamw", "sgd", "lion", "ranger"),
+           "schedule": ("constant", "cosine", "one-cycle", "plateau"), "precision": ("fp32", "bf16", "fp16")}
+FREEZING = ("none", "backbone", "head first EPOCHS", "staged EPOCHS")
+PREPROCESSING = ("greyscale", "circular mask", "blurred periphery", "high-pass", "background removal")
+AUGMENTATIONS = ("flip", "vertical flip", "rotation DEGREES", "zoom FRACTION", "crop SMALLEST", "brightness FRACTION", "colour FRACTION",
+                 "trivial augment", "random augment OPERATIONS MAGNITUDE", "erase PROBABILITY")
 
-# %% ../nbs/00_core.ipynb #374fe8b3
+def read_step(
+    text: str,  # e.g. "flip", "rotation 20"
+    forms: tuple[str, ...],  # what may be written, numbers in capitals: "flip", "rotation DEGREES"
+    field: str,  # the name to use in the message
+) -> tuple[str, list[float]]:  # name, and its numbers
+    "Read one of a recipe's short texts. Raises `ValueError` listing the forms."
+    words = text.split()
+    numbers = [word for word in words if word[0].isdigit() or word[0] in ".-"]
+    name = " ".join(words[:len(words) - len(numbers)])
+    pattern = " ".join([name, *("N" for _ in numbers)])
+    fits = any(pattern == " ".join("N" if word.isupper() else word for word in form.split()) for form in forms)
+    if not fits: raise ValueError(f"{field}: {text!r} is none of {', '.join(map(repr, forms))}")
+    return name, [float(number) for number in numbers]
+
+# %% ../nbs/00_core.ipynb #ea5468c0
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the result of a training run. Raises `ValueError` naming the field that is wrong."
@@ -195,21 +212,33 @@ class Recipe:
     backbone: str = "baseline_cnn"  # a CNN of `baselines.CNNS`, a timm name, or "torchvision:NAME", "keras:NAME"
     weights: str = "none"  # "none" (random start), "packaged", "hub", or the path of a weights file
     head: tuple = ()  # layers between the backbone's features and the class scores, e.g. ("dropout 0.5", "dense 128")
-    freeze: str = "none"  # "none": all weights learn; "backbone": only the head does
+    head_penalty: float = 0.0  # L2: this times the sum of the squares of the head's weights is added to the loss
+    metadata: str = ""  # a column of the dataset's items: its category goes into the head beside the picture's features
+    freeze: str = "none"  # "none": all weights learn; "backbone": only the head does; "head first N": the head for N epochs, then all; "staged N": the head, then every N epochs one more block from the top
+    layer_decay: float = 1.0  # each block of a backbone learns at this fraction of the rate of the block above it; 1: all alike
     image_size: int = 64  # side of the square input (pixels)
     resize: str = "crop"  # "crop": shorter side to image_size, then the centre; "squash": both sides, ignoring the aspect
-    augment: tuple = ()  # on training pictures only: "flip", "rotation DEGREES", "zoom FRACTION"
+    preprocess: tuple = ()  # of every picture, see PREPROCESSING, e.g. "greyscale"
+    augment: tuple = ()  # of training pictures only, see AUGMENTATIONS, e.g. ("flip", "rotation 20")
+    mixup: float = 0.0  # alpha of the Beta distribution that weighs two mixed pictures (Zhang 2018); 0: off
+    cutmix: float = 0.0  # alpha of the Beta distribution of the area cut from another picture (Yun 2019); 0: off
+    sampling: str = "shuffled"  # "shuffled": every picture once an epoch; "balanced": drawn so that every class comes equally often
     label_smoothing: float = 0.0  # 0 to 1: probability taken from the true class and spread over all
+    focal_gamma: float = 0.0  # makes pictures count less that are easy already (Lin 2017); 0: cross-entropy
     class_weights: str = "none"  # "none", "inverse" (N / N_c) or "normalised" (inverse frequencies that add up to 1)
-    optimizer: str = "adam"  # "adam", "adamw" or "sgd" (Nesterov momentum .9)
-    learning_rate: float = 1e-3  # of the first epoch
-    weight_decay: float = 0.0  # decoupled for adamw, an L2 penalty otherwise
-    schedule: str = "constant"  # "constant", "cosine" (to zero over the epochs) or "plateau" (a tenth after 3 epochs without a lower validation loss)
+    optimizer: str = "adam"  # "adam", "adamw", "sgd" (Nesterov momentum .9), "lion" or "ranger" (RAdam in Lookahead)
+    learning_rate: float = 1e-3  # the highest of the schedule
+    weight_decay: float = 0.0  # decoupled for adamw, lion and ranger, an L2 penalty otherwise
+    schedule: str = "constant"  # "constant", "cosine" (falling over the epochs), "one-cycle" (Smith 2018) or "plateau" (a tenth after 3 epochs without a lower validation loss)
+    warmup_epochs: float = 0.0  # epochs in which the learning rate climbs from near zero
+    lowest_rate: float = 0.0  # where a cosine ends
     clip_norm: float = 0.0  # largest norm of the gradient; 0: not clipped
+    accumulate: int = 1  # batches whose gradients make one step
+    average: float = 0.0  # decay of the moving average of the weights that is scored beside them, e.g. 0.99; 0: none
     epochs: int = 20  # passes over the training pictures
-    batch_size: int = 32  # pictures a step
+    batch_size: int = 32  # pictures a batch
     patience: int = 0  # stop after so many epochs without a lower validation loss; 0: never
-    precision: str = "fp32"  # "fp32" or "bf16" (mixed)
+    precision: str = "fp32"  # "fp32", "bf16" or, on GPUs, "fp16" (both mixed)
     seed: int = 0  # of the random start, the order of the pictures, augmentation and dropout
 
     def __post_init__(self):
@@ -218,19 +247,18 @@ class Recipe:
     def _check(self, name, default, value):
         if isinstance(default, tuple):
             if isinstance(value, str): raise ValueError(f"{name} must be a list of texts, not the text {value!r}")
-            return object.__setattr__(self, name, tuple(value)) or self._check_augment()
+            return object.__setattr__(self, name, tuple(value)) or self._check_steps(name)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool): object.__setattr__(self, name, value := float(value))
         if type(value) is not type(default): raise ValueError(f"{name} must be a {type(default).__name__}, not {value!r}")
         if name in CHOICES and value not in CHOICES[name]: raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
-        smallest = 1 if name in ("image_size", "epochs", "batch_size") else 0
+        if name == "freeze": read_step(value, FREEZING, name)
+        smallest = 1 if name in ("image_size", "epochs", "batch_size", "accumulate") else 0
         if isinstance(value, (int, float)) and not value >= smallest: raise ValueError(f"{name} must be at least {smallest}, not {value!r}")
+        if name in ("layer_decay", "average", "label_smoothing") and value > 1: raise ValueError(f"{name} must be at most 1, not {value!r}")
 
-    def _check_augment(self):
-        for text in self.augment:
-            name, *amount = text.split()
-            if name not in AUGMENTATIONS or len(amount) != (name != "flip"):
-                raise ValueError(f"augment: {text!r} is none of \"flip\", \"rotation DEGREES\", \"zoom FRACTION\"")
-            if amount: float(amount[0])
+    def _check_steps(self, name):
+        forms = {"augment": AUGMENTATIONS, "preprocess": PREPROCESSING}.get(name)
+        if forms: [read_step(text, forms, name) for text in getattr(self, name)]
 
     @property
     def hash(self) -> str:

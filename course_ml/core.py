@@ -109,7 +109,7 @@ def read_json(
     "The value in a JSON file."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/00_core.ipynb #2cfaa066
+# %% ../nbs/00_core.ipynb #5ef49e8e
 class Progress:
     "Shows how far long work is: `with Progress(10, 'epochs') as progress: ... progress.advance(loss=.3)`."
     def __init__(self,
@@ -131,11 +131,12 @@ class Progress:
 
     def advance(self,
         steps: int = 1,  # how many steps were finished
-        **shown,  # figures to show beside the bar, e.g. loss=.3
+        **shown,  # figures to show beside the bar, e.g. loss=.3; a function is called only when its figure is shown
     ):
         "Count finished steps; five times a second at most, show the newest figures."
         self.waiting += steps
         if self.bar is None or (time.monotonic() - self.shown_at < .2 and self.bar.n + self.waiting < self.total): return
+        shown = {name: value() if callable(value) else value for name, value in shown.items()}
         self.bar.set_postfix({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in shown.items()}, refresh=False)
         self.bar.update(self.waiting)
         self.waiting, self.shown_at = 0, time.monotonic()
@@ -181,10 +182,10 @@ def doctor() -> "pandas.DataFrame":  # columns what, found
     facts = {**machine(), "device": choose_device(), **package_versions()}
     return pandas.DataFrame({"what": facts.keys(), "found": [str(v) for v in facts.values()]})
 
-# %% ../nbs/00_core.ipynb #b560ef15
+# %% ../nbs/00_core.ipynb #0655c5ce
 CHOICES = {"framework": ("torch", "keras"), "resize": ("crop", "squash"), "sampling": ("shuffled", "balanced"),
            "class_weights": ("none", "inverse", "normalised"), "optimizer": ("adam", "adamw", "sgd", "lion", "ranger"),
-           "schedule": ("constant", "cosine", "one-cycle", "plateau"), "precision": ("fp32", "bf16", "fp16")}
+           "schedule": ("constant", "cosine", "one-cycle", "plateau"), "precision": ("fp32", "bf16", "fp16", "auto")}
 FREEZING = ("none", "backbone", "head first EPOCHS", "staged EPOCHS")
 PREPROCESSING = ("greyscale", "circular mask", "blurred periphery", "high-pass", "background removal")
 AUGMENTATIONS = ("flip", "vertical flip", "rotation DEGREES", "zoom FRACTION", "crop SMALLEST", "brightness FRACTION", "colour FRACTION",
@@ -204,7 +205,7 @@ def read_step(
     if not fits: raise ValueError(f"{field}: {text!r} is none of {', '.join(map(repr, forms))}")
     return name, [float(number) for number in numbers]
 
-# %% ../nbs/00_core.ipynb #ea5468c0
+# %% ../nbs/00_core.ipynb #aa768467
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the result of a training run. Raises `ValueError` naming the field that is wrong."
@@ -238,7 +239,7 @@ class Recipe:
     epochs: int = 20  # passes over the training pictures
     batch_size: int = 32  # pictures a batch
     patience: int = 0  # stop after so many epochs without a lower validation loss; 0: never
-    precision: str = "fp32"  # "fp32", "bf16" or, on GPUs, "fp16" (both mixed)
+    precision: str = "fp32"  # "fp32", "bf16" or, on GPUs, "fp16" (both mixed); "auto": what a timed probe finds fastest, with layout and threads
     seed: int = 0  # of the random start, the order of the pictures, augmentation and dropout
 
     def __post_init__(self):

@@ -15,7 +15,8 @@ from hypothesis import given, settings, strategies
 
 from course_ml.core import Recipe, read_json, set_seed
 from course_ml.data import Dataset, Folds
-from course_ml.training import augment_batch, class_weights, epoch_batches, fit, weighted_loss
+from course_ml.training import Batches, class_weights, epoch_batches, fit, launch, weighted_loss
+from course_ml.transforms import augment_batch
 
 SCRIPT = """
 import sys, time
@@ -28,7 +29,7 @@ from course_ml.transfer import train_recipe
 training.CHECKPOINT_SECONDS = 0
 rng = np.random.default_rng(0)
 dataset = Dataset.from_arrays("noise", rng.integers(0, 256, (120, 24, 24, 3), dtype="uint8"), rng.integers(0, 3, 120))
-recipe = Recipe(backbone="dropout_cnn", image_size=24, epochs=6, augment=("flip", "rotation 20", "zoom 0.2"), schedule="{schedule}", optimizer="{optimizer}", clip_norm=1.0)
+recipe = Recipe(backbone="dropout_cnn", image_size=24, epochs=6, augment=("flip", "rotation 20", "zoom 0.2"), clip_norm=1.0, **{changes})
 original = training.train_epoch
 def slow_epoch(*arguments, **options):
     row = original(*arguments, **options)
@@ -43,10 +44,14 @@ def weights_of(folder):
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("last.safetensors", "best.safetensors", "predictions.parquet")}
 
 
-@pytest.mark.parametrize("schedule, optimizer", [("cosine", "adamw"), ("plateau", "sgd")])
-def test_a_run_killed_in_the_middle_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, schedule, optimizer):
+@pytest.mark.parametrize("changes", [
+    {"schedule": "cosine", "optimizer": "adamw", "average": .9, "warmup_epochs": 1.0, "mixup": .2, "cutmix": 1.0},
+    {"schedule": "plateau", "optimizer": "sgd", "sampling": "balanced", "focal_gamma": 2.0},
+    {"schedule": "one-cycle", "optimizer": "ranger", "accumulate": 2, "head_penalty": 1e-4},
+], ids=["average", "plateau", "ranger"])
+def test_a_run_killed_in_the_middle_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, changes):
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(schedule=schedule, optimizer=optimizer))
+    script.write_text(SCRIPT.format(changes=changes))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([sys.executable, script, whole, "0"], check=True)
 
@@ -60,8 +65,8 @@ def test_a_run_killed_in_the_middle_ends_with_the_bits_of_an_uninterrupted_one(t
 
     subprocess.run([sys.executable, script, killed, "0"], check=True)
     assert weights_of(killed) == weights_of(whole)
-    columns = ["epoch", "learning_rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
-    pd.testing.assert_frame_equal(pd.read_csv(killed / "history.csv")[columns], pd.read_csv(whole / "history.csv")[columns], check_exact=True)
+    histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (killed, whole)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 
 @pytest.fixture
@@ -129,8 +134,138 @@ def test_loss_and_weights_equal_torch_and_scikit_learn(labels, smoothing):
 def test_augmentation_turns_by_the_angle_asked_for():
     picture = torch.zeros(1, 3, 65, 65)
     picture[:, :, 32, 40:60] = 1  # a line to the right
-    set_seed(0)
-    turned = augment_batch(picture.repeat(200, 1, 1, 1), ("rotation 30",))[:, 0]
+    turned = augment_batch(picture.repeat(200, 1, 1, 1), ("rotation 30",), seed=0)[:, 0]
     rows, columns = np.mgrid[-32:33, -32:33]
     angles = [np.degrees(np.arctan2((rows * t).sum(), (columns * t).sum())) for t in turned.numpy()]
     assert 25 < max(map(abs, angles)) <= 31 and abs(np.mean(angles)) < 5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lion", "ranger"])
+def test_every_optimizer_learns(noise, tmp_path, optimizer):
+    recipe = Recipe(image_size=16, epochs=12, optimizer=optimizer, learning_rate={"lion": 3e-4, "sgd": 5e-2}.get(optimizer, 3e-3))
+    losses = fit(small_cnn(), recipe, noise, Folds.holdout(noise), folder=tmp_path / "run").history.train_loss
+    assert losses.iloc[-1] < .8 * losses.iloc[0]
+
+
+def test_gradients_of_several_batches_make_the_step_of_one(noise, tmp_path):
+    "Two batches of 16 whose gradients are added move the weights as one batch of 32 does."
+    recipe = Recipe(image_size=16, epochs=3, optimizer="sgd", batch_size=32)
+    runs = [fit(small_cnn(), recipe.replace(**changes), noise, Folds.holdout(noise), folder=tmp_path / name)
+            for name, changes in {"one": {}, "two": {"batch_size": 16, "accumulate": 2}}.items()]
+    assert len(epoch_batches(Folds.holdout(noise).rows("train"), 32, 0)) * 2 == len(epoch_batches(Folds.holdout(noise).rows("train"), 16, 0))
+    for name, value in runs[0].model.state_dict().items(): torch.testing.assert_close(runs[1].model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_is_kept_and_scored_beside_the_raw_weights(noise, tmp_path):
+    recipe = Recipe(image_size=16, epochs=4, average=.9)
+    run = fit(small_cnn(), recipe, noise, Folds.holdout(noise), folder=tmp_path / "run")
+    assert {"validation_loss", "raw_validation_loss", "raw_validation_accuracy"} <= set(run.history)
+    assert not np.allclose(run.history.validation_loss, run.history.raw_validation_loss)
+    plain = fit(small_cnn(), recipe.replace(average=0.0), noise, Folds.holdout(noise), folder=tmp_path / "plain")
+    np.testing.assert_allclose(run.history.raw_validation_loss, plain.history.validation_loss, rtol=1e-6)
+
+
+def test_the_average_of_batch_norm_statistics_is_averaged(noise, tmp_path):
+    from course_ml.baselines import build_cnn
+    set_seed(0)
+    model = build_cnn(("conv 4", "batch norm", "pool", "flatten"), 16, 3)
+    run = fit(model, Recipe(image_size=16, epochs=6, average=.5), noise, Folds.holdout(noise), folder=tmp_path / "run")
+    assert run.history.validation_loss.iloc[-1] == pytest.approx(run.history.raw_validation_loss.iloc[-1], abs=.2)
+
+
+def test_mixed_pictures_have_an_accuracy_of_clean_ones(noise, tmp_path):
+    run = fit(small_cnn(), Recipe(image_size=16, epochs=2, mixup=.4), noise, Folds.holdout(noise), folder=tmp_path / "run")
+    assert run.history.train_accuracy.between(0, 1).all()
+
+
+def test_the_head_penalty_is_the_sum_of_squares(noise):
+    from course_ml.training import Training
+    model, logits, labels = small_cnn(), torch.randn(6, 3), torch.arange(6) % 3
+    plain, penalised = (Training(model, Recipe(image_size=16, head_penalty=penalty), noise.labels, 3, 1).loss(logits, labels).item() for penalty in (0.0, .1))
+    squares = sum(layer.weight.square().sum().item() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    assert penalised == pytest.approx(plain + .1 * squares, rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_do_not_change_the_result(noise, tmp_path, workers):
+    recipe = Recipe(image_size=16, epochs=2, augment=("flip", "rotation 20", "colour 0.2"), mixup=.2)
+    run = fit(small_cnn(), recipe, noise, Folds.holdout(noise), folder=tmp_path / "run", workers=workers)
+    again = fit(small_cnn(), recipe, noise, Folds.holdout(noise), folder=tmp_path / "again")
+    assert (run.folder / "last.safetensors").read_bytes() == (again.folder / "last.safetensors").read_bytes()
+
+
+def test_workers_share_the_pictures_on_disk(noise):
+    import pickle
+    batches = Batches(noise.images(16), noise.labels, 3, Recipe(image_size=16))
+    assert isinstance(batches.inputs, np.memmap)
+    text = pickle.dumps(batches)
+    assert len(text) < 8000
+    np.testing.assert_array_equal(pickle.loads(text).inputs, batches.inputs)
+
+
+def test_a_probe_chooses_and_the_run_says_what(noise, tmp_path):
+    run = fit(small_cnn(), Recipe(image_size=16, epochs=1, precision="auto"), noise, Folds.holdout(noise), folder=tmp_path / "run")
+    assert set(run.facts["computed"]) == {"layout", "precision", "threads"}
+
+
+def test_fp16_without_a_gpu_is_refused(noise, tmp_path):
+    if torch.cuda.is_available(): pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="fp16 needs a GPU"): fit(small_cnn(), Recipe(image_size=16, precision="fp16"), noise, Folds.holdout(noise), folder=tmp_path / "run")
+
+
+BUILT_IN = {"data": "nature10", "images": 200, "size": 24}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    "A recipe without chance or batch statistics, trained by two processes of 16 pictures and by one of 32."
+    from course_ml.minis import load_dataset
+    from course_ml.transfer import train_recipe
+    folder, dataset = tmp_path_factory.mktemp("processes"), load_dataset(**BUILT_IN)
+    folds, recipe = Folds.holdout(dataset), Recipe(image_size=24, epochs=4, batch_size=16, optimizer="sgd", learning_rate=.02, clip_norm=1.0)
+    two = launch(recipe, folds, folder / "two", processes=2, **BUILT_IN)
+    one = train_recipe(recipe.replace(batch_size=32), dataset, folds, folder=folder / "one")
+    return one, two, folds
+
+
+def test_two_processes_equal_one_of_twice_the_batch(two_processes):
+    from safetensors.torch import load_file
+    one, two, _ = two_processes
+    assert two.facts["processes"] == 2
+    ours, theirs = load_file(one.folder / "last.safetensors"), load_file(two.folder / "last.safetensors")
+    for name in ours: torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-5)
+    columns = ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+    np.testing.assert_allclose(two.history[columns], one.history[columns], rtol=1e-4)
+
+
+def test_two_processes_count_every_picture_once(two_processes):
+    one, two, folds = two_processes
+    assert two.predictions.ids == one.predictions.ids and len(two.predictions) == len(folds.rows("validation"))
+
+
+def test_a_killed_worker_ends_the_run_with_a_message_and_the_next_call_goes_on(two_processes, tmp_path, monkeypatch):
+    import threading
+    import psutil
+    _, two, folds = two_processes
+    folder = tmp_path / "killed"
+    ended = []
+
+    def kill_one():
+        "Kill the second worker as soon as there is a checkpoint."
+        deadline = time.monotonic() + 120
+        while not list((folder / "checkpoints").glob("epoch_*")) and time.monotonic() < deadline: time.sleep(.01)
+        workers = [p for p in psutil.Process().children(recursive=True) if "course_ml.training" in " ".join(p.cmdline()) and "torch.distributed.run" not in " ".join(p.cmdline())]
+        workers[-1].kill()
+        ended.append(True)
+
+    recipe = two.recipe.replace(epochs=60)
+    monkeypatch.setenv("COURSE_ML_CHECKPOINT_SECONDS", "0")
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    with pytest.raises(RuntimeError, match="a process was killed .SIGKILL.; the checkpoint after epoch .* is kept"): launch(recipe, folds, folder, processes=2, **BUILT_IN)
+    thread.join()
+    assert ended and read_json(folder / "run.json")["state"] == "running"
+    newest = int(sorted((folder / "checkpoints").glob("epoch_*"))[-1].name[6:])
+    assert 0 < newest < 60
+    again = launch(recipe, folds, folder, processes=2, **BUILT_IN)
+    assert again.finished and list(again.history.epoch) == list(range(60))

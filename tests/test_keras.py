@@ -145,3 +145,40 @@ def test_preprocessing_is_inside_the_model():
     pictures = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
     expected = model.layers[-1](backbone(pictures * 2 - 1, training=False))
     assert np.allclose(model(pictures, training=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [
+    {"mixup": .2, "cutmix": 1.0, "label_smoothing": .1}, {"sampling": "balanced", "focal_gamma": 2.0}, {"optimizer": "lion", "learning_rate": 1e-4},
+    {"accumulate": 2, "head_penalty": 1e-3}, {"preprocess": ("greyscale",), "augment": ("colour 0.2", "erase 0.3")},
+], ids=["mixed", "rare classes", "lion", "steps", "pictures"])
+def test_the_recipe_fields_train_in_keras_too(tmp_path, changes):
+    run = train(tmp_path / "run", RECIPE.replace(schedule="constant", epochs=2, **changes))
+    assert run.finished and np.isfinite(run.history.train_loss).all()
+
+
+def test_the_schedule_is_that_of_torch(tmp_path):
+    from course_ml.training import rate_factor
+    recipe = RECIPE.replace(schedule="cosine", warmup_epochs=1.0, learning_rate=.01)
+    rates = train(tmp_path / "run", recipe).history.learning_rate
+    np.testing.assert_allclose(rates, [.01 * rate_factor(recipe, epoch) for epoch in range(6)], rtol=1e-5)
+
+
+def test_focal_loss_and_penalty_are_those_of_torch():
+    import torch
+    from course_ml.training import weighted_loss
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(20, 3)).astype("float32"), np.arange(20) % 3
+    model = build_keras_model(recipe := RECIPE.replace(focal_gamma=2.0, head_penalty=.01), 3)
+    keras_training.compile_keras(model, recipe, 5)
+    ours = weighted_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.ones(3), focal_gamma=2.0).item()
+    assert float(np.mean(model.loss(np.eye(3, dtype="float32")[labels], logits))) == pytest.approx(ours, rel=1e-4)
+    squares = sum((np.asarray(layer.kernel) ** 2).sum() for layer in model.layers if isinstance(layer, keras.layers.Dense))
+    assert float(sum(model.losses)) == pytest.approx(.01 * squares, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes, field", [
+    ({"average": .9}, "average"), ({"layer_decay": .5}, "layer_decay"), ({"metadata": "phylum"}, "metadata"), ({"optimizer": "ranger"}, "optimizer"),
+    ({"schedule": "one-cycle"}, "schedule"), ({"freeze": "staged 1"}, "freeze"), ({"precision": "bf16"}, "precision"), ({"weight_decay": .1}, "weight_decay"),
+])
+def test_what_keras_can_not_do_is_refused_by_name(changes, field):
+    with pytest.raises(ValueError, match=f"^{field}: "): keras_training.refuse_for_keras(RECIPE.replace(**changes))

@@ -75,24 +75,25 @@ def test_only_what_changed_is_computed_again(pictures, monkeypatch):
         features = frozen_features(model, dataset, *options)
         return sum(computed), features
     model = build_model(FROZEN, 2)
-    n, first = newly_computed(model, pictures, 32)
+    n, first = newly_computed(model, pictures, FROZEN)
     assert n == 70
-    assert newly_computed(model, pictures, 32)[0] == 0
-    n, half = newly_computed(model, pictures.take(range(69, 30, -1)), 32)
+    assert newly_computed(model, pictures, FROZEN)[0] == 0
+    n, half = newly_computed(model, pictures.take(range(69, 30, -1)), FROZEN)
     assert n == 0 and np.array_equal(half, first[69:30:-1])
-    assert newly_computed(build_model(FROZEN.replace(head=("dense 4",), seed=5), 2), pictures, 32)[0] == 0
+    assert newly_computed(build_model(FROZEN.replace(head=("dense 4",), seed=5), 2), pictures, FROZEN)[0] == 0
     array = pictures.source.array.copy()
     array[3] = 255 - array[3]
-    assert newly_computed(model, Dataset.from_arrays("x", array, pictures.labels), 32)[0] == 1
-    assert newly_computed(model, pictures, 48)[0] == 70
+    assert newly_computed(model, Dataset.from_arrays("x", array, pictures.labels), FROZEN)[0] == 1
+    assert newly_computed(model, pictures, FROZEN.replace(image_size=48))[0] == 70
+    assert newly_computed(model, pictures, FROZEN.replace(preprocess=("greyscale",)))[0] == 70
     with torch.no_grad(): next(model.backbone.parameters())[0] += 1e-3
-    assert newly_computed(model, pictures, 32)[0] == 70
+    assert newly_computed(model, pictures, FROZEN)[0] == 70
 
 
 def test_copies_of_a_picture_are_computed_once(pictures, monkeypatch):
     model = build_model(FROZEN, 2)
     array = np.concatenate([pictures.source.array[:10]] * 3)
-    features = frozen_features(model, Dataset.from_arrays("copies", array, np.arange(30) % 2), 32)
+    features = frozen_features(model, Dataset.from_arrays("copies", array, np.arange(30) % 2), FROZEN)
     assert np.array_equal(features[:10], features[10:20]) and np.array_equal(features[:10], features[20:])
 
 
@@ -158,3 +159,41 @@ def test_torchvision_and_timm_read_one_network_alike():
     file = WEIGHTS / "torchvision" / "squeezenet1_1.safetensors"
     model = build_model(Recipe(backbone="torchvision:squeezenet1_1", weights=str(file), image_size=96), 4)
     assert model.facts["sha256"] == "c64ee0f7613d1e1522b079ed86cc4d874b8c3822c26dd1f1f33f4d910c85ae75"
+
+
+def test_every_block_is_listed_once_in_order():
+    for name in ("resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224", "torchvision:resnet18"):
+        recipe = Recipe(backbone=name, image_size=224 if "vit" in name else 64)
+        model = build_model(recipe, 3)
+        blocks = model.blocks()
+        listed = [id(weight) for block in blocks for weight in block]
+        assert len(listed) == len(set(listed)) == len(list(model.parameters())), name
+        assert [id(weight) for weight in blocks[-1]] == [id(weight) for weight in model.head.parameters()]
+
+
+def test_staged_unfreezing_moves_only_what_is_thawed(pictures, tmp_path):
+    "The lowest block must be untouched, batch statistics included, until its turn comes."
+    recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=2, freeze="staged 1", learning_rate=1e-3)
+    before = {name: value.clone() for name, value in build_model(recipe, 2).state_dict().items()}
+    after = fit(build_model(recipe, 2), recipe, pictures, Folds.holdout(pictures), folder=tmp_path / "run").folder / "last.safetensors"
+    changed = {name.split(".")[1] for name, value in load_file(after).items() if not torch.equal(value, before[name])}
+    assert changed & {"conv1", "bn1", "layer1", "layer2", "layer3"} == set()
+    assert "layer4" in changed
+
+
+def test_a_plan_that_thaws_is_resumed_to_the_bit(pictures, tmp_path):
+    from course_ml.training import Batches, Training, build_loader, train_epoch
+    recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=3, freeze="head first 1", layer_decay=.5)
+    folds = Folds.holdout(pictures)
+    whole = fit(build_model(recipe, 2), recipe, pictures, folds, folder=tmp_path / "whole")
+    model, train = build_model(recipe, 2), folds.rows("train")
+    state = Training(model, recipe, pictures.labels[train], 2, 2)
+    loader = build_loader(Batches(pictures.images(32), pictures.labels, 2, recipe))
+    for epoch in range(2):
+        model.begin_epoch(recipe, epoch)
+        loader.sampler.items = state.plan(train, pictures.labels)
+        train_epoch(state, loader, pictures.items.id.to_numpy(object))
+        state.finish_epoch(whole.history.loc[epoch].to_dict())
+    state.save(tmp_path / "resumed" / "checkpoints")
+    resumed = fit(build_model(recipe, 2), recipe, pictures, folds, folder=tmp_path / "resumed")
+    assert (resumed.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()

@@ -5,6 +5,7 @@
 #   make lab       open the lessons in JupyterLab
 #   make docs      build README.md and the website in _docs/
 #   make lessons   run all lessons afresh and save them with their outputs
+#   make peers     make .venv-peers, with fastai, which the speed report measures itself against
 #   make clean     remove what the targets above built, .venv included; reports and lessons stay
 #
 # Choices, given on the command line:
@@ -27,9 +28,10 @@ EMPTY_CACHE := export COURSE_ML_HOME="$$(mktemp -d)"; trap 'rm -rf "$$COURSE_ML_
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PEERS := .venv-peers/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install report test lab docs lessons clean
+.PHONY: install report test lab docs lessons peers clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -59,6 +61,15 @@ docs: $(INSTALLED)
 lessons: $(INSTALLED)
 	$(EMPTY_CACHE); python tools/lessons.py
 
+# fastai's companions can not be installed beside those of nbdev, so it gets an environment of its own.
+peers: $(PEERS)
+
+$(PEERS): tools/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --upgrade pip
+	.venv-peers/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r tools/peers/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/.hypothesis nbs/.last_checked nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf .venv .venv-peers _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/.hypothesis nbs/.last_checked nbs/nbdev.yml nbs/sidebar.yml
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

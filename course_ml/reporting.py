@@ -43,8 +43,8 @@ __all__ = ['OWN_FILES', 'PAGE', 'check_record', 'named_columns', 'readable_numbe
            'inject_parameters', 'only_run', 'is_running', 'read_status', 'now', 'failure', 'other_files',
            'staging_folder', 'machine_paths', 'without_paths', 'source_state', 'make_command', 'make_manifest',
            'hash_outputs', 'reader_cells', 'drop_row_numbers', 'render_page', 'run_into', 'run_report', 'find_root',
-           'report_command', 'reports_command', 'params_command', 'doctor_command', 'positive_seconds', 'command_line',
-           'main']
+           'report_command', 'reports_command', 'params_command', 'doctor_command', 'train_command', 'training_data',
+           'positive_seconds', 'command_line', 'main']
 
 # %% ../nbs/11_reporting.ipynb #f6eae5f1
 def check_record(
@@ -759,7 +759,7 @@ def run_report(
             raise RunError(f"report {name!r} {state} in cell [{status['cell']}] {status['heading']}: {reason}\nThe notebook as far as it came: {os.path.relpath(job.folder / 'failed.ipynb')}") from error
     return job.folder
 
-# %% ../nbs/11_reporting.ipynb #5b590488
+# %% ../nbs/11_reporting.ipynb #73c2b062
 def find_root() -> Path:  # as seen from the current folder
     "The nearest folder, from the current one upwards, that holds reports; the current one if there is none."
     here = Path.cwd()
@@ -789,7 +789,36 @@ def doctor_command(options):
     "`course-ml doctor`: what this installation is made of."
     print(doctor().to_string(index=False))
 
-# %% ../nbs/11_reporting.ipynb #47de259b
+def train_command(options):
+    "`course-ml train`: train a named recipe, say where its run is and how well it does."
+    from course_ml.metrics import wilson_interval
+    from course_ml.recipes import named_recipe, read_changes
+    from course_ml.transfer import train_recipe
+    try:
+        recipe = named_recipe(options.name, **read_changes(options.changes))
+        dataset, folds, fold = training_data(options.data, options.fold)
+        run = train_recipe(recipe, dataset, folds, fold)
+    except (ValueError, OSError, ImportError) as error: raise ReportError(str(error)) from None
+    except FloatingPointError as error: raise RunError(str(error)) from None
+    right = run.predictions.y_pred == run.predictions.y_true
+    low, high = wilson_interval(right.sum(), len(right))
+    print(f"Run: {run.folder}")
+    print(f"Validation accuracy: {right.mean():.3f} (95 % interval {low:.3f} to {high:.3f}; {len(right)} pictures, {options.fold or 'holdout'}, seed {recipe.seed})")
+
+def training_data(
+    data: str,  # a built-in name or a path
+    fold: str,  # "" for a single split of 70, 15 and 15 %, or FOLD/FOLDS, counted from 0, e.g. "0/5"
+) -> tuple:  # the data set, its folds, and the fold that validates
+    "What to train on. Raises `ReportError` for data that are not there, or a fold that is none."
+    from course_ml.data import Folds
+    from course_ml.minis import BUILT_IN, load_dataset
+    if data not in BUILT_IN and not Path(data).exists(): raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; those are {', '.join(BUILT_IN)}")
+    found = re.fullmatch(r"(\d+)/(\d+)", fold or "0/1")
+    if not found or int(found[1]) >= int(found[2]): raise ReportError(f"--fold: {fold!r} is not FOLD/FOLDS, counted from 0, e.g. 0/5 to 4/5")
+    dataset = load_dataset(data) if data in BUILT_IN else load_dataset(data_path=data)
+    return dataset, Folds.kfold(dataset, int(found[2])) if fold else Folds.holdout(dataset), int(found[1])
+
+# %% ../nbs/11_reporting.ipynb #479af2b9
 def positive_seconds(
     text: str,  # from the command line
 ) -> float:
@@ -804,7 +833,7 @@ def command_line() -> argparse.ArgumentParser:
     from importlib.metadata import PackageNotFoundError, version
     try: installed = version("course_ml")
     except PackageNotFoundError: installed = "not installed"
-    parser = argparse.ArgumentParser(prog="course-ml", description="Run the reports of course_ml.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="course-ml", description="Run the reports of course_ml and train its named recipes.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"course_ml {installed}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     def add(name, action, about):
@@ -818,6 +847,11 @@ def command_line() -> argparse.ArgumentParser:
     add("reports", reports_command, "list the reports and how their last runs went")
     add("params", params_command, "list the parameters of a report").add_argument("name", metavar="NAME", help="of the report")
     add("doctor", doctor_command, "show what this installation is made of")
+    train = add("train", train_command, "train a named recipe")
+    train.add_argument("name", metavar="NAME", help="of the recipe, e.g. leaves_resnet50d")
+    train.add_argument("--data", metavar="PATH", required=True, help="a built-in set, e.g. digits, or your own: a folder, a CSV, a zip or an npz")
+    train.add_argument("--set", dest="changes", metavar="FIELD=VALUE", action="append", default=[], help="change a field of the recipe; the value in YAML; may be repeated")
+    train.add_argument("--fold", metavar="FOLD/FOLDS", default="", help="validate on one of so many folds, counted from 0, e.g. 0/5 (default: hold out 15 %% and 15 %%)")
     return parser
 
 def main(

@@ -17,7 +17,7 @@ from .core import cache_folder, content_hash, machine, read_json, write_json
 __all__ = ['LAYOUTS', 'PRECISIONS', 'CLEARLY', 'TOLERANCE', 'layout_of', 'Choice', 'time_step', 'distance', 'candidates', 'Probe',
            'probe_speed']
 
-# %% ../nbs/00a_speed.ipynb #86023757
+# %% ../nbs/00a_speed.ipynb #7309a37a
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +46,9 @@ class Choice:
         hook = model.register_forward_pre_hook(lambda _, inputs: tuple(_arranged(value, LAYOUTS[self.layout]) for value in inputs))
         torch.set_num_threads(self.threads)
         try:
-            with torch.autocast(device, PRECISIONS[self.precision], enabled=autocast and self.precision != "fp32"): yield model
+            if not autocast or self.precision == "fp32": yield model
+            else:
+                with torch.autocast(device, PRECISIONS[self.precision], cache_enabled=False): yield model
         finally:
             torch.set_num_threads(threads)
             hook.remove()

@@ -98,9 +98,10 @@ def test_plateau_lowers_the_learning_rate(noise, tmp_path):
 
 
 def test_bf16_stays_close_to_fp32(noise, tmp_path):
-    recipe = Recipe(image_size=16, epochs=2)
+    recipe = Recipe(image_size=16, epochs=15, learning_rate=3e-3)
     runs = [fit(small_cnn(), recipe.replace(precision=p), noise, Folds.holdout(noise), folder=tmp_path / p) for p in ("fp32", "bf16")]
-    assert abs(runs[0].history.train_loss - runs[1].history.train_loss).max() < .1
+    assert runs[0].history.train_loss.iloc[-1] < .7 * runs[0].history.train_loss.iloc[0], "nothing was learned, so nothing is compared"
+    assert abs(runs[0].history.train_loss - runs[1].history.train_loss).max() < .15
 
 
 def test_a_keras_recipe_is_sent_to_keras(noise, tmp_path):

@@ -205,7 +205,7 @@ def read_step(
     if not fits: raise ValueError(f"{field}: {text!r} is none of {', '.join(map(repr, forms))}")
     return name, [float(number) for number in numbers]
 
-# %% ../nbs/00_core.ipynb #aa768467
+# %% ../nbs/00_core.ipynb #af0090fb
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the result of a training run. Raises `ValueError` naming the field that is wrong."
@@ -247,7 +247,7 @@ class Recipe:
 
     def _check(self, name, default, value):
         if isinstance(default, tuple):
-            if isinstance(value, str): raise ValueError(f"{name} must be a list of texts, not the text {value!r}")
+            if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value): raise ValueError(f"{name} must be a list of texts, not {value!r}")
             return object.__setattr__(self, name, tuple(value)) or self._check_steps(name)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool): object.__setattr__(self, name, value := float(value))
         if type(value) is not type(default): raise ValueError(f"{name} must be a {type(default).__name__}, not {value!r}")

@@ -621,7 +621,7 @@ def hash_outputs(
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in OWN_FILES)
     return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
-# %% ../nbs/11_reporting.ipynb #7f7988d7
+# %% ../nbs/11_reporting.ipynb #6476bf98
 PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -663,11 +663,11 @@ $body
 def reader_cells(
     notebook: "nbformat.NotebookNode",  # the executed notebook
 ) -> "nbformat.NotebookNode":  # a copy
-    "What a reader of the report sees: no hidden or empty cells, no title of the lesson, nothing from stderr."
+    "What a reader of the report sees: no hidden or empty cells, no title and settings of the lesson, nothing from stderr."
     from copy import deepcopy
     notebook = deepcopy(notebook)
     notebook.cells = [c for c in notebook.cells if not re.match(r"\s*#\| *hide\b", c.source) and "remove_cell" not in c.metadata.get("tags", [])]
-    if notebook.cells and notebook.cells[0].cell_type == "markdown": notebook.cells[0].source = re.sub(r"\A# .*\n?", "", notebook.cells[0].source)
+    if notebook.cells and notebook.cells[0].cell_type == "markdown": notebook.cells[0].source = re.sub(r"(?m)\A# .*\n?|^- \w+: .*\n?", "", notebook.cells[0].source)
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]

@@ -178,7 +178,7 @@ def build_schedule(
     if recipe.schedule == "one-cycle": return schedules.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], recipe.epochs * steps, cycle_momentum=False)
     return schedules.LambdaLR(optimizer, lambda step: rate_factor(recipe, step / steps))
 
-# %% ../nbs/02a_training.ipynb #bb8968d7
+# %% ../nbs/02a_training.ipynb #98b1a5ac
 @dataclass
 class Run:
     "A folder with everything one training run left behind."
@@ -198,6 +198,12 @@ class Run:
     def finished(self) -> bool: return (self.folder / "run.json").exists() and self.facts["state"] == "finished"
     @property
     def best_epoch(self) -> int: return int(self.history.epoch[self.history.validation_loss.idxmin()])
+
+    @property
+    def epochs_done(self) -> int:
+        "Epochs whose figures are written down, also of a run that is still going on."
+        files = [self.folder / "history.csv", self.folder / "checkpoints" / "log.csv"]
+        return max((len(file.read_text().splitlines()) - 1 for file in files if file.exists()), default=0)
 
     def start(self,
         recipe: Recipe,
@@ -459,7 +465,7 @@ def fit(
     process.wait_for_everyone()
     return load_run(run, model, inputs)
 
-# %% ../nbs/02a_training.ipynb #973412f6
+# %% ../nbs/02a_training.ipynb #518ed181
 def _choose(model, recipe, inputs):
     "How to compute: as the recipe says, or as a probe finds."
     if recipe.precision != "auto": return Choice(layout_of(model), recipe.precision)
@@ -491,6 +497,7 @@ def _train(run, model, recipe, dataset, folds, fold, inputs, workers, choice):
             row |= train_epoch(state, loader, ids, progress)
             row |= state.score(resident, labels, train, validation)
             state.finish_epoch({**row, "seconds": round(time.monotonic() - began, 3)})
+            if state.accelerator.is_main_process: run.save_history(state.history)
             if state.decides(time.monotonic() - saved > CHECKPOINT_SECONDS): state.save(run.folder / "checkpoints"); saved = time.monotonic()
     if state.accelerator.is_main_process: _finish(run, state, dataset, fold, inputs, validation)
 

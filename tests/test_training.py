@@ -270,3 +270,39 @@ def test_a_killed_worker_ends_the_run_with_a_message_and_the_next_call_goes_on(t
     assert 0 < newest < 60
     again = launch(recipe, folds, folder, processes=2, **BUILT_IN)
     assert again.finished and list(again.history.epoch) == list(range(60))
+
+
+def test_accelerate_launches_the_same_command(tmp_path):
+    (tmp_path / "recipe.yml").write_text(Recipe(image_size=24, epochs=1).to_yaml())
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "-m", "course_ml.training", tmp_path / "recipe.yml", "--data", "nature10", "--images", "200", "--size", "24", "--folder", tmp_path / "run"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "of the validation pictures are right" in ended.stdout and read_json(tmp_path / "run" / "run.json")["state"] == "finished"
+
+
+MEMORY = """
+import sys, numpy as np, psutil
+from course_ml.core import Recipe
+from course_ml.training import Batches, Training, build_loader, train_epoch
+from course_ml.transfer import build_model
+pictures = np.load(sys.argv[1], mmap_mode="r")
+recipe, rows = Recipe(image_size=32, batch_size=64), np.arange(3000)
+training = Training(build_model(recipe, 2), recipe, rows % 2, 2, 1)
+loader = build_loader(Batches(pictures, np.arange(len(pictures)) % 2, 2, recipe))
+def own(): memory = psutil.Process().memory_info(); return memory.rss - getattr(memory, "shared", 0)
+def epoch(rows): loader.sampler.items = training.plan(rows, loader.dataset.labels.numpy()); train_epoch(training, loader, np.arange(len(pictures)).astype(str).astype(object))
+epoch(rows)
+before = own()
+epoch(np.random.default_rng(0).permutation(len(pictures))[:30000])
+print(own() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    "An epoch over 30,000 of 100,000 pictures (300 MB): what the process owns grows by less than a twentieth of them."
+    pictures = np.lib.format.open_memmap(tmp_path / "pictures.npy", mode="w+", dtype="uint8", shape=(100_000, 32, 32, 3))
+    pictures[::1000] = 7
+    del pictures
+    grown = subprocess.run([sys.executable, "-c", MEMORY, tmp_path / "pictures.npy"], capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 15e6

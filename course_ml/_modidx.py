@@ -536,6 +536,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'course_ml.training._must_be_finite': ('training.html#_must_be_finite', 'course_ml/training.py'),
                                     'course_ml.training._train': ('training.html#_train', 'course_ml/training.py'),
                                     'course_ml.training._what_happened': ('training.html#_what_happened', 'course_ml/training.py'),
+                                    'course_ml.training.best_epoch': ('training.html#best_epoch', 'course_ml/training.py'),
                                     'course_ml.training.build_average': ('training.html#build_average', 'course_ml/training.py'),
                                     'course_ml.training.build_loader': ('training.html#build_loader', 'course_ml/training.py'),
                                     'course_ml.training.build_optimizer': ('training.html#build_optimizer', 'course_ml/training.py'),

@@ -182,8 +182,8 @@ def doctor() -> "pandas.DataFrame":  # columns what, found
     facts = {**machine(), "device": choose_device(), **package_versions()}
     return pandas.DataFrame({"what": facts.keys(), "found": [str(v) for v in facts.values()]})
 
-# %% ../nbs/00_core.ipynb #0655c5ce
-CHOICES = {"framework": ("torch", "keras"), "resize": ("crop", "squash"), "sampling": ("shuffled", "balanced"),
+# %% ../nbs/00_core.ipynb #8885f2d4
+CHOICES = {"framework": ("torch", "keras"), "resize": ("crop", "squash"), "sampling": ("shuffled", "balanced"), "monitor": ("loss", "accuracy"),
            "class_weights": ("none", "inverse", "normalised"), "optimizer": ("adam", "adamw", "sgd", "lion", "ranger"),
            "schedule": ("constant", "cosine", "one-cycle", "plateau"), "precision": ("fp32", "bf16", "fp16", "auto")}
 FREEZING = ("none", "backbone", "head first EPOCHS", "staged EPOCHS")
@@ -205,7 +205,7 @@ def read_step(
     if not fits: raise ValueError(f"{field}: {text!r} is none of {', '.join(map(repr, forms))}")
     return name, [float(number) for number in numbers]
 
-# %% ../nbs/00_core.ipynb #af0090fb
+# %% ../nbs/00_core.ipynb #076561da
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the result of a training run. Raises `ValueError` naming the field that is wrong."
@@ -238,7 +238,8 @@ class Recipe:
     average: float = 0.0  # decay of the moving average of the weights that is scored beside them, e.g. 0.99; 0: none
     epochs: int = 20  # passes over the training pictures
     batch_size: int = 32  # pictures a batch
-    patience: int = 0  # stop after so many epochs without a lower validation loss; 0: never
+    monitor: str = "loss"  # which validation figure chooses the epoch whose weights are kept, and stops early: "loss" (the lowest) or "accuracy" (the highest)
+    patience: int = 0  # stop after so many epochs in which that figure was no better; 0: never
     precision: str = "fp32"  # "fp32", "bf16" or, on GPUs, "fp16" (both mixed); "auto": what a timed probe finds fastest, with layout and threads
     seed: int = 0  # of the random start, the order of the pictures, augmentation and dropout
 

@@ -310,13 +310,14 @@ def fit_keras(
     model.load_weights(run.folder / "best.weights.h5")
     return Run(run.folder, model, images)
 
-# %% ../nbs/02b_keras.ipynb #15dcb1f3
+# %% ../nbs/02b_keras.ipynb #b9c405de
 def _callbacks(recipe, folder, checkpoints):
     "Keras's own callbacks for a recipe."
-    watched = {"monitor": "val_cross_entropy", "mode": "min"}
+    loss = {"monitor": "val_cross_entropy", "mode": "min"}
+    watched = loss if recipe.monitor == "loss" else {"monitor": "val_accuracy", "mode": "max"}
     callbacks = [keras.callbacks.ModelCheckpoint(str(folder / "best.weights.h5"), save_best_only=True, save_weights_only=True, **watched)]
     if recipe.patience: callbacks.append(keras.callbacks.EarlyStopping(patience=recipe.patience, **watched))
-    if recipe.schedule == "plateau": callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=.1, patience=3, min_delta=0, **watched))
+    if recipe.schedule == "plateau": callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=.1, patience=3, min_delta=0, **loss))
     return [*callbacks, keras.callbacks.CSVLogger(checkpoints / "log.csv", append=True)]
 
 def _train(run, model, recipe, dataset, folds, fold, images):

@@ -27,9 +27,10 @@ from .transforms import augment_batch, mix_batch, recipe_images
 
 # %% auto #0
 __all__ = ['CHECKPOINT_SECONDS', 'epoch_batches', 'to_batch', 'Batches', 'EpochPlan', 'build_loader', 'class_weights',
-           'weighted_loss', 'parameter_groups', 'build_optimizer', 'rate_factor', 'build_schedule', 'Run', 'run_folder',
-           'weights_hash', 'train_epoch', 'Totals', 'predict', 'this_process', 'evaluate', 'build_average', 'Training',
-           'fit', 'on_device', 'load_run', 'find_learning_rate', 'steepest', 'launch', 'open_test']
+           'weighted_loss', 'parameter_groups', 'build_optimizer', 'rate_factor', 'build_schedule', 'best_epoch', 'Run',
+           'run_folder', 'weights_hash', 'train_epoch', 'Totals', 'predict', 'this_process', 'evaluate',
+           'build_average', 'Training', 'fit', 'on_device', 'load_run', 'find_learning_rate', 'steepest', 'launch',
+           'open_test']
 
 # %% ../nbs/02a_training.ipynb #ca968a38
 def epoch_batches(
@@ -178,7 +179,16 @@ def build_schedule(
     if recipe.schedule == "one-cycle": return schedules.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], recipe.epochs * steps, cycle_momentum=False)
     return schedules.LambdaLR(optimizer, lambda step: rate_factor(recipe, step / steps))
 
-# %% ../nbs/02a_training.ipynb #98b1a5ac
+# %% ../nbs/02a_training.ipynb #a6fb6252
+def best_epoch(
+    history: list[dict],  # one row an epoch, with validation_loss and validation_accuracy
+    monitor: str,  # "loss" or "accuracy"
+) -> int:  # position of its row; of equals the first
+    "The epoch with the lowest validation loss or the highest validation accuracy."
+    figures = np.array([row[f"validation_{monitor}"] for row in history])
+    return int(figures.argmin() if monitor == "loss" else figures.argmax())
+
+# %% ../nbs/02a_training.ipynb #b33849e5
 @dataclass
 class Run:
     "A folder with everything one training run left behind."
@@ -197,7 +207,7 @@ class Run:
     @property
     def finished(self) -> bool: return (self.folder / "run.json").exists() and self.facts["state"] == "finished"
     @property
-    def best_epoch(self) -> int: return int(self.history.epoch[self.history.validation_loss.idxmin()])
+    def best_epoch(self) -> int: return best_epoch(self.history.to_dict("records"), self.recipe.monitor)
 
     @property
     def epochs_done(self) -> int:
@@ -228,7 +238,7 @@ class Run:
         "Write the history as a CSV."
         with atomic_path(self.folder / "history.csv") as temporary: pd.DataFrame(rows).to_csv(temporary, index=False)
 
-# %% ../nbs/02a_training.ipynb #ca0fbc9c
+# %% ../nbs/02a_training.ipynb #9f26d08f
 def run_folder(
     kind: str,  # which loop
     *decisive,  # all that decides the result: recipe, data, folds, starting weights
@@ -243,9 +253,9 @@ def weights_hash(
     "A name for the values of all weights and buffers."
     return content_hash({name: value.cpu().numpy() for name, value in model.state_dict().items()})
 
-# %% ../nbs/02a_training.ipynb #c4a5b855
+# %% ../nbs/02a_training.ipynb #44bb529d
 def train_epoch(
-    state: Training,  # below: model, optimizer, schedule
+    state,  # a `Training`, below: model, optimizer, schedule
     loader,  # gives rows, pictures, targets
     ids: np.ndarray,  # names of all pictures
     progress: Progress | None = None,
@@ -287,7 +297,7 @@ class Totals:
         pictures, loss, right = accelerator.reduce(totals.float().to(accelerator.device)).tolist() if accelerator.num_processes > 1 else totals.tolist()
         return {"train_loss": loss / pictures} | ({} if self.right is None else {"train_accuracy": right / pictures})
 
-# %% ../nbs/02a_training.ipynb #ef2d8793
+# %% ../nbs/02a_training.ipynb #a6441ad1
 @torch.no_grad()
 def predict(
     model: nn.Module,  # gives logits
@@ -317,7 +327,7 @@ def evaluate(model, inputs, labels, rows) -> dict:  # validation_loss (mean cros
     loss = -np.log(np.maximum(probabilities[np.arange(len(rows)), truth], 1e-12)).mean()
     return {"validation_loss": float(loss), "validation_accuracy": float((probabilities.argmax(1) == truth).mean())}
 
-# %% ../nbs/02a_training.ipynb #76b441e0
+# %% ../nbs/02a_training.ipynb #1bdd684d
 def build_average(
     model: nn.Module,
     decay: float,  # 0 to 1: what is kept of the average in a step
@@ -331,7 +341,7 @@ def build_average(
             else: average.copy_(current)
     return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
-# %% ../nbs/02a_training.ipynb #e625902a
+# %% ../nbs/02a_training.ipynb #366847c4
 class Training:
     "What changes during a run: model, average, optimizer, schedule, history, best weights."
     def __init__(self, model, recipe, labels, classes, batches):
@@ -400,17 +410,16 @@ class Training:
         return broadcast_object_list([yes])[0]
 
     def finish_epoch(self, row):
-        "Note the epoch's figures; keep the weights if the validation loss is the lowest so far."
-        if row["validation_loss"] < min((r["validation_loss"] for r in self.history), default=math.inf): self.best = self.copy_weights()
+        "Note the epoch's figures; keep the weights if it is the best so far."
         self.history.append(row)
+        if best_epoch(self.history, self.recipe.monitor) == self.epoch: self.best = self.copy_weights()
         if self.recipe.schedule == "plateau": self.schedule.step(row["validation_loss"])
         self.epoch += 1
 
     @property
     def stops_early(self):
-        "Whether the validation loss has not fallen for `patience` epochs."
-        losses = [r["validation_loss"] for r in self.history]
-        return bool(self.recipe.patience and losses) and len(losses) - 1 - int(np.argmin(losses)) >= self.recipe.patience
+        "Whether the last `patience` epochs were no better than one before them."
+        return bool(self.recipe.patience and self.history) and self.epoch - 1 - best_epoch(self.history, self.recipe.monitor) >= self.recipe.patience
 
     def save(self, folder):
         "Write a checkpoint; older ones go when it is whole."
@@ -434,7 +443,7 @@ class Training:
         self.best, self.history = load_file(found[-1] / "best.safetensors"), read_json(found[-1] / "history.json")
         self.epoch = len(self.history)
 
-# %% ../nbs/02a_training.ipynb #5274a634
+# %% ../nbs/02a_training.ipynb #8acc5778
 CHECKPOINT_SECONDS = float(os.environ.get("COURSE_ML_CHECKPOINT_SECONDS", 5))  # a checkpoint at most so often; what a kill costs
 
 def fit(
@@ -448,7 +457,7 @@ def fit(
     workers: int = 0,  # processes that prepare batches; they do not change the result
     **facts,  # more to be written into run.json, e.g. which weights were used
 ) -> Run:
-    "Train, keep the weights of the lowest validation loss, predict the validation part. Finished runs are read, killed ones resumed."
+    "Train, keep the weights of the best epoch, predict the validation part. Finished runs are read, killed ones resumed."
     if recipe.framework != "torch": raise ValueError("this recipe is for Keras: use keras_training.fit_keras")
     folds.matches(dataset)
     process = this_process()
@@ -465,7 +474,7 @@ def fit(
     process.wait_for_everyone()
     return load_run(run, model, inputs)
 
-# %% ../nbs/02a_training.ipynb #518ed181
+# %% ../nbs/02a_training.ipynb #d8852ad1
 def _choose(model, recipe, inputs):
     "How to compute: as the recipe says, or as a probe finds."
     if recipe.precision != "auto": return Choice(layout_of(model), recipe.precision)
@@ -527,7 +536,7 @@ def load_run(
     model.eval()
     return Run(run.folder, model, inputs)
 
-# %% ../nbs/02a_training.ipynb #2337922d
+# %% ../nbs/02a_training.ipynb #42a38cc1
 def find_learning_rate(
     model: nn.Module,  # a copy is trained; the model stays as it is
     recipe: Recipe,  # optimizer, batch_size, augment and whatever else belongs to a step
@@ -563,7 +572,7 @@ def steepest(
     falling = tried[:max(int(tried.loss.idxmin()) + 1, 3)]
     return float(falling["learning rate"].iloc[np.gradient(falling.loss, np.log(falling["learning rate"])).argmin()])
 
-# %% ../nbs/02a_training.ipynb #f9883950
+# %% ../nbs/02a_training.ipynb #d093318f
 def launch(
     recipe: Recipe,
     folds: Folds,
@@ -594,10 +603,10 @@ def _what_happened(messages, folder):
     cause = f"a process was killed ({signals[0]})" if signals else errors[-1] if errors else messages[-500:]
     return f"{folder}: {cause}; {left}"
 
-# %% ../nbs/02a_training.ipynb #67b1f23f
+# %% ../nbs/02a_training.ipynb #a64b544d
 if __name__ == "__main__" and "__file__" in globals(): importlib.import_module("course_ml.transfer").train_from_command_line()
 
-# %% ../nbs/02a_training.ipynb #099e89e1
+# %% ../nbs/02a_training.ipynb #da98810d
 def open_test(
     run: Run,  # finished, with its model
     dataset: Dataset,

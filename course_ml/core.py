@@ -205,7 +205,7 @@ def read_step(
     if not fits: raise ValueError(f"{field}: {text!r} is none of {', '.join(map(repr, forms))}")
     return name, [float(number) for number in numbers]
 
-# %% ../nbs/00_core.ipynb #076561da
+# %% ../nbs/00_core.ipynb #7d874841
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the result of a training run. Raises `ValueError` naming the field that is wrong."
@@ -241,6 +241,7 @@ class Recipe:
     monitor: str = "loss"  # which validation figure chooses the epoch whose weights are kept, and stops early: "loss" (the lowest) or "accuracy" (the highest)
     patience: int = 0  # stop after so many epochs in which that figure was no better; 0: never
     precision: str = "fp32"  # "fp32", "bf16" or, on GPUs, "fp16" (both mixed); "auto": what a timed probe finds fastest, with layout and threads
+    compiled: bool = False  # torch.compile before training: minutes of waiting that long runs on GPUs win back; see the speed report
     seed: int = 0  # of the random start, the order of the pictures, augmentation and dropout
 
     def __post_init__(self):

@@ -322,20 +322,21 @@ def _probabilities_of(run, classes):
     model = load_model(run, classes)
     return lambda pictures: model(pictures).double().softmax(1).cpu().numpy(), next(model.parameters()).device
 
-# %% ../nbs/07_crossval.ipynb #8fc6b15a
+# %% ../nbs/07_crossval.ipynb #f224915d
 def view_folds(
     cross_validation: CrossValidation,
     dataset: Dataset,
-    views: tuple[str, ...],  # see VIEWS
-) -> Predictions:
-    "The out-of-fold answers again, each the mean over several views."
-    said = []
+    views: tuple[str, ...] = ("identity",),  # see VIEWS
+    folds: Folds | None = None,  # of the data set, where it holds more pictures than were trained on; default: those of the training
+) -> Predictions:  # in the order of the data set
+    "Out-of-fold answers of the saved models: each the mean over several views, and for every picture of the data set. Raises `ValueError` for folds that do not fit."
+    folds, said = folds or cross_validation.folds, []
+    folds.matches(dataset)
     for fold, run in enumerate(cross_validation.runs):
-        own = run.predictions
-        probabilities = predict_views(run, dataset, cross_validation.folds.rows("validation", fold), views)
-        said.append(replace(own, table=own.table.assign(**{f"p:{name}": probabilities[:, c] for c, name in enumerate(own.classes)})).table)
-    table = pd.concat(said).set_index("id").loc[cross_validation.out_of_fold.ids].reset_index()
-    return replace(cross_validation.out_of_fold, table=table)
+        rows = folds.rows("validation", fold)
+        said.append(Predictions.make(dataset.items.id.iloc[rows], dataset.labels[rows], predict_views(run, dataset, rows, views), dataset.classes, "validation", fold, run.facts["recipe"], dataset.fingerprint))
+    table = pd.concat([one.table for one in said]).set_index("id")
+    return replace(said[0], table=table.loc[[i for i in folds.ids if i in table.index]].reset_index())
 
 # %% ../nbs/07_crossval.ipynb #43dcea6b
 def predict_folds(

@@ -160,7 +160,7 @@ class Batches(keras.utils.PyDataset):
         mixed, targets = mix_batch(channels_first, torch.from_numpy(self.labels[rows]), len(self.weights), self.recipe.replace(label_smoothing=0.0), seed)
         return mixed.permute(0, 2, 3, 1).numpy(), targets.numpy()
 
-# %% ../nbs/02b_keras.ipynb #81f317bf
+# %% ../nbs/02b_keras.ipynb #40c81f91
 def compile_keras(
     model: keras.Model,  # gives logits
     recipe: Recipe,  # optimizer, learning_rate, schedule, weight_decay, clip_norm, accumulate, label_smoothing, focal_gamma
@@ -184,7 +184,7 @@ def refuse_for_keras(
 ):
     "Raises `ValueError` naming the first field with which Keras can not do what torch does."
     plain = Recipe(framework="keras")
-    for name in ("average", "layer_decay", "metadata", "lowest_rate"):
+    for name in ("average", "layer_decay", "metadata", "lowest_rate", "compiled"):
         if getattr(recipe, name) != getattr(plain, name): raise ValueError(f"{name}: only the torch part has it; leave it at {getattr(plain, name)!r}, or use framework 'torch'")
     if recipe.precision != "fp32": raise ValueError(f"precision: the Keras part computes in fp32, not {recipe.precision}")
     if recipe.freeze not in ("none", "backbone"): raise ValueError(f"freeze: the Keras part has 'none' and 'backbone', not {recipe.freeze!r}")
@@ -203,12 +203,12 @@ class KerasRate(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step): return keras.ops.take(self.rates, keras.ops.minimum(keras.ops.cast(step, "int32"), len(self.rates) - 1))
     def get_config(self): return {}
 
-# %% ../nbs/02b_keras.ipynb #f7561914
+# %% ../nbs/02b_keras.ipynb #6d35b73f
 class Watch(keras.callbacks.Callback):
     "Shows progress and adds seconds and learning rate to the log. Raises `FloatingPointError` naming the pictures of a batch whose loss is not finite."
-    def __init__(self, progress: Progress, batches: Batches, ids):
+    def __init__(self, progress: Progress, batches: Batches, ids, watch=None):
         super().__init__()
-        self.progress, self.batches, self.ids = progress, batches, np.asarray(ids)
+        self.progress, self.batches, self.ids, self.watch = progress, batches, np.asarray(ids), watch
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.began, self.rate = epoch, time.monotonic(), float(self.model.optimizer.learning_rate)
@@ -217,7 +217,9 @@ class Watch(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]): raise FloatingPointError(f"the loss became {logs['loss']} in epoch {self.epoch}; the batch: {', '.join(self.ids[self.batches.batches[batch]])}. Lower learning_rate or set clip_norm")
         self.progress.advance(epoch=self.epoch, loss=logs["loss"], accuracy=logs["accuracy"])
 
-    def on_epoch_end(self, epoch, logs=None): logs.update(seconds=round(time.monotonic() - self.began, 3), learning_rate=self.rate)
+    def on_epoch_end(self, epoch, logs=None):
+        logs.update(seconds=round(time.monotonic() - self.began, 3), learning_rate=self.rate)
+        if self.watch: self.watch(epoch, {"validation_loss": logs["val_cross_entropy"], "validation_accuracy": logs["val_accuracy"]})
 
 # %% ../nbs/02b_keras.ipynb #91711958
 class BeginEpoch(keras.callbacks.Callback):
@@ -282,7 +284,7 @@ def predict_keras(
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 
-# %% ../nbs/02b_keras.ipynb #8eb7e2ba
+# %% ../nbs/02b_keras.ipynb #298ebf3a
 def weights_used(
     recipe: Recipe,  # backbone and weights
 ) -> dict:  # weights: which; sha256 of the file where it is one
@@ -297,20 +299,21 @@ def fit_keras(
     folds: Folds,
     fold: int = 0,  # which fold validates
     folder: str | Path | None = None,  # of the run; default: in the cache, named by all that decides the result
+    watch=None,  # called after every epoch with its number and its validation figures; an error it raises ends the training
     **facts,  # more to be written into run.json
 ) -> Run:
-    "Train, keep the weights of the lowest validation loss, predict the validation part. Finished runs are read, killed ones resumed."
+    "Train, keep the weights of the best epoch, predict the validation part. Finished runs are read, killed ones resumed."
     if recipe.framework != "keras": raise ValueError("this recipe is for torch: use training.fit, or recipe.replace(framework='keras')")
     folds.matches(dataset)
     start = {"start": content_hash(model.get_weights()), "data": dataset.fingerprint, "folds": folds.hash, "fold": fold, "keras": keras.__version__, **weights_used(recipe), **facts}
     run = Run(Path(folder) if folder else run_folder("keras", recipe, start))
     run.start(recipe, **start)
     images = recipe_images(dataset, recipe)
-    if not run.finished: _train(run, model, recipe, dataset, folds, fold, images)
+    if not run.finished: _train(run, model, recipe, dataset, folds, fold, images, watch)
     model.load_weights(run.folder / "best.weights.h5")
     return Run(run.folder, model, images)
 
-# %% ../nbs/02b_keras.ipynb #b9c405de
+# %% ../nbs/02b_keras.ipynb #f0e4feed
 def _callbacks(recipe, folder, checkpoints):
     "Keras's own callbacks for a recipe."
     loss = {"monitor": "val_cross_entropy", "mode": "min"}
@@ -320,7 +323,7 @@ def _callbacks(recipe, folder, checkpoints):
     if recipe.schedule == "plateau": callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=.1, patience=3, min_delta=0, **loss))
     return [*callbacks, keras.callbacks.CSVLogger(checkpoints / "log.csv", append=True)]
 
-def _train(run, model, recipe, dataset, folds, fold, images):
+def _train(run, model, recipe, dataset, folds, fold, images, watch):
     "The epochs of a run, from its checkpoint on."
     train, validation = folds.rows("train", fold), folds.rows("validation", fold)
     weights = class_weights(dataset.labels[train], len(dataset.classes), recipe.class_weights)
@@ -334,7 +337,7 @@ def _train(run, model, recipe, dataset, folds, fold, images):
     with Progress((recipe.epochs - epoch) * steps, "training") as progress:
         if epoch < recipe.epochs and not checkpoint.state["stopped"]:
             model.fit(batches, validation_data=Batches(images, dataset.labels, validation, recipe, weights), epochs=recipe.epochs, initial_epoch=epoch,
-                      shuffle=False, verbose=0, callbacks=[Watch(progress, batches, dataset.items.id), BeginEpoch(batches, recipe.seed), *own, checkpoint])
+                      shuffle=False, verbose=0, callbacks=[Watch(progress, batches, dataset.items.id, watch), BeginEpoch(batches, recipe.seed), *own, checkpoint])
     _finish(run, model, recipe, dataset, fold, images, validation)
 
 # %% ../nbs/02b_keras.ipynb #c62a12c2

@@ -290,15 +290,17 @@ def plot_reliability(
     axes[1, 0].set_ylabel("images")
     return settle(figure)
 
-# %% ../nbs/06_plots.ipynb #0b939e4e
+# %% ../nbs/06_plots.ipynb #3fabe392
 def plot_learning_curves(
     histories, # history table with a row an epoch (epoch, train_loss, train_accuracy, validation_loss, validation_accuracy), or a dict of them by name
+    monitor: str = "loss", # what chose the best epoch: "loss" (the lowest) or "accuracy" (the highest)
 ) -> plt.Figure:
-    "Loss above, accuracy below, one column a run; the star is the epoch with the lowest validation loss."
+    "Loss above, accuracy below, one column a run; the star is the epoch whose weights were kept."
     runs = by_name(histories)
     figure, axes = new_figure(2, len(runs), max(5, 3.4 * len(runs)), 4.8, sharex="col", sharey="row")
     for column, (name, history) in zip(axes.T, runs.items()):
-        best = history.loc[history["validation_loss"].idxmin()]
+        figures = history[f"validation_{monitor}"]
+        best = history.loc[figures.idxmin() if monitor == "loss" else figures.idxmax()]
         column[0].set_title(f"{name}\nbest epoch {best['epoch']:.0f}: validation accuracy {best['validation_accuracy']:.3f}".strip(), fontsize=9)
         for axis, quantity in zip(column, ("loss", "accuracy")):
             for part, colour, dash in zip(("train", "validation"), (COLOURS[0], COLOURS[2]), ("--", "-")):

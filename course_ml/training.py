@@ -341,7 +341,7 @@ def build_average(
             else: average.copy_(current)
     return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
-# %% ../nbs/02a_training.ipynb #366847c4
+# %% ../nbs/02a_training.ipynb #57f31066
 class Training:
     "What changes during a run: model, average, optimizer, schedule, history, best weights."
     def __init__(self, model, recipe, labels, classes, batches):
@@ -349,7 +349,7 @@ class Training:
         from accelerate.state import AcceleratorState
         AcceleratorState._reset_state()
         if recipe.precision == "fp16" and not torch.cuda.is_available(): raise ValueError("precision: fp16 needs a GPU; use bf16 or fp32")
-        self.accelerator = Accelerator(cpu=choose_device() == "cpu", mixed_precision="no" if recipe.precision == "fp32" else recipe.precision)
+        self.accelerator = Accelerator(cpu=choose_device() == "cpu", mixed_precision="no" if recipe.precision == "fp32" else recipe.precision, dynamo_backend="inductor" if recipe.compiled else "no")
         self.recipe, self.device, self.epoch, self.history = recipe, self.accelerator.device, 0, []
         optimizer = build_optimizer(model, recipe)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -443,7 +443,7 @@ class Training:
         self.best, self.history = load_file(found[-1] / "best.safetensors"), read_json(found[-1] / "history.json")
         self.epoch = len(self.history)
 
-# %% ../nbs/02a_training.ipynb #8acc5778
+# %% ../nbs/02a_training.ipynb #57f30d8d
 CHECKPOINT_SECONDS = float(os.environ.get("COURSE_ML_CHECKPOINT_SECONDS", 5))  # a checkpoint at most so often; what a kill costs
 
 def fit(
@@ -455,6 +455,7 @@ def fit(
     folder: str | Path | None = None,  # of the run; default: in the cache, named by all that decides the result
     inputs: np.ndarray | None = None,  # (n, features) instead of the pictures
     workers: int = 0,  # processes that prepare batches; they do not change the result
+    watch=None,  # called after every epoch with its number and its row of the history; an error it raises ends the training
     **facts,  # more to be written into run.json, e.g. which weights were used
 ) -> Run:
     "Train, keep the weights of the best epoch, predict the validation part. Finished runs are read, killed ones resumed."
@@ -470,11 +471,11 @@ def fit(
     with process.main_process_first():
         if process.is_main_process: run.start(recipe, **start)
         inputs = recipe_images(dataset, recipe) if inputs is None else inputs
-    if not run.finished: _train(run, model, recipe, dataset, folds, fold, inputs, workers, choice)
+    if not run.finished: _train(run, model, recipe, dataset, folds, fold, inputs, workers, choice, watch)
     process.wait_for_everyone()
     return load_run(run, model, inputs)
 
-# %% ../nbs/02a_training.ipynb #d8852ad1
+# %% ../nbs/02a_training.ipynb #fcb289e1
 def _choose(model, recipe, inputs):
     "How to compute: as the recipe says, or as a probe finds."
     if recipe.precision != "auto": return Choice(layout_of(model), recipe.precision)
@@ -489,7 +490,7 @@ def on_device(
     if device.type != "cuda" or inputs.nbytes > torch.cuda.mem_get_info(device)[0] / 3: return inputs
     return torch.from_numpy(np.asarray(inputs)).to(device)
 
-def _train(run, model, recipe, dataset, folds, fold, inputs, workers, choice):
+def _train(run, model, recipe, dataset, folds, fold, inputs, workers, choice, watch):
     "The epochs of a run, from its newest checkpoint on; then its history, best weights and predictions."
     train, validation, labels = folds.rows("train", fold), folds.rows("validation", fold), dataset.labels
     ids, classes = dataset.items.id.to_numpy(object), len(dataset.classes)
@@ -508,6 +509,7 @@ def _train(run, model, recipe, dataset, folds, fold, inputs, workers, choice):
             state.finish_epoch({**row, "seconds": round(time.monotonic() - began, 3)})
             if state.accelerator.is_main_process: run.save_history(state.history)
             if state.decides(time.monotonic() - saved > CHECKPOINT_SECONDS): state.save(run.folder / "checkpoints"); saved = time.monotonic()
+            if watch: watch(state.epoch - 1, state.history[-1])
     if state.accelerator.is_main_process: _finish(run, state, dataset, fold, inputs, validation)
 
 def _batches_an_epoch(train, recipe):

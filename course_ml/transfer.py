@@ -208,7 +208,7 @@ def _compute_features(model, pictures, rows):
     with Progress(len(rows), "features") as progress:
         return np.concatenate([(frozen.features(to_batch(pictures, batch, device)).cpu().numpy(), progress.advance(len(batch)))[0] for batch in batches])
 
-# %% ../nbs/03_resnet.ipynb #7ef68d38
+# %% ../nbs/03_resnet.ipynb #4ebcb1cb
 def train_recipe(
     recipe: Recipe,
     dataset: Dataset,
@@ -216,18 +216,19 @@ def train_recipe(
     fold: int = 0,  # which fold validates
     folder: str | Path | None = None,  # of the run; default: in the cache
     workers: int = 0,  # processes that prepare batches; they do not change the result
+    watch=None,  # called after every epoch with its number and its row of the history
 ) -> Run:  # finished, with its model
     "Build, train and predict. With a frozen backbone and nothing random about the pictures, the head is trained on features computed once."
     if recipe.framework == "keras":
         from course_ml.keras_training import build_keras_model, fit_keras
-        return fit_keras(build_keras_model(recipe, len(dataset.classes)), recipe, dataset, folds, fold, folder)
+        return fit_keras(build_keras_model(recipe, len(dataset.classes)), recipe, dataset, folds, fold, folder, watch)
     category = category_columns(dataset, recipe)
     model = build_model(recipe, len(dataset.classes), category.shape[1])
     cached = recipe.freeze == "backbone" and not (recipe.augment or recipe.mixup or recipe.cutmix)
     if recipe.metadata and not cached: raise ValueError(f"metadata: {recipe.metadata!r} goes into a head on frozen features; set freeze='backbone', without augment, mixup and cutmix")
-    if not cached: return fit(model, recipe, dataset, folds, fold, folder, workers=workers, weights=model.facts)
+    if not cached: return fit(model, recipe, dataset, folds, fold, folder, workers=workers, watch=watch, weights=model.facts)
     features = np.concatenate([frozen_features(model, dataset, recipe), category], axis=1)
-    return fit(model.head, recipe, dataset, folds, fold, folder, inputs=features, weights=model.facts, backbone=weights_hash(model.backbone), categories=category.shape[1])
+    return fit(model.head, recipe, dataset, folds, fold, folder, inputs=features, watch=watch, weights=model.facts, backbone=weights_hash(model.backbone), categories=category.shape[1])
 
 def category_columns(
     dataset: Dataset,

@@ -159,6 +159,13 @@ def test_the_best_epoch_is_that_of_the_monitored_figure(noise, tmp_path):
     assert (run.predictions.y_true == run.predictions.y_pred).mean() == pytest.approx(run.history.validation_accuracy.max())
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_a_compiled_network_learns_the_same(noise, tmp_path):
+    runs = [fit(small_cnn(), Recipe(image_size=16, epochs=2, compiled=compiled), noise, Folds.holdout(noise), folder=tmp_path / str(compiled)) for compiled in (False, True)]
+    np.testing.assert_allclose(runs[0].history.train_loss, runs[1].history.train_loss, rtol=1e-4)
+    np.testing.assert_allclose(runs[0].predictions.probabilities, runs[1].predictions.probabilities, atol=1e-4)
+
+
 def test_gradients_of_several_batches_make_the_step_of_one(noise, tmp_path):
     "Two batches of 16 whose gradients are added move the weights as one batch of 32 does."
     recipe = Recipe(image_size=16, epochs=3, optimizer="sgd", batch_size=32)

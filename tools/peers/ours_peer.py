@@ -30,10 +30,10 @@ def empty_cache():
     os.environ["COURSE_ML_HOME"] = tempfile.mkdtemp(dir=os.environ["COURSE_ML_HOME"])
 
 
-def prepare(model, image_size, batch_size, folder, chosen):
-    "Build a network and its pictures; one step to warm up. `chosen`: how to compute training and inference."
+def prepare(model, image_size, batch_size, folder, chosen, compiled=False):
+    "Build a network and its pictures; one step to warm up, and how long it took. `chosen`: how to compute training and inference."
     dataset, folds = read(folder)
-    recipe = Recipe(backbone=model, image_size=image_size, batch_size=batch_size, learning_rate=1e-4, precision=chosen["training"]["precision"])
+    recipe = Recipe(backbone=model, image_size=image_size, batch_size=batch_size, learning_rate=1e-4, precision=chosen["training"]["precision"], compiled=compiled)
     network, pictures, classes = build_model(recipe, len(dataset.classes)), dataset.images(image_size), len(dataset.classes)
     state.update(training=Training(network, recipe, dataset.labels, classes, 1), loader=build_loader(Batches(pictures, dataset.labels, classes, recipe)), pictures=pictures,
                  labels=dataset.labels, ids=dataset.items.id.to_numpy(object), rows=folds.rows("train"), chosen={kind: Choice(**choice) for kind, choice in chosen.items()})

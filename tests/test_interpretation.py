@@ -1,0 +1,69 @@
+"Interpretation: heat where the evidence is, invariants of temperature, slices that add up."
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+
+from course_ml.core import Recipe
+from course_ml.data import Dataset, Folds, Predictions
+from course_ml.interpretation import apply_temperature, brightness, find_temperature, grad_cam, plot_embedding, plot_slices, slices, train_validation_gap
+from course_ml.transfer import train_recipe
+
+
+def random_predictions(seed=0, n=120, classes=5, sharpness=1.0):
+    rng = np.random.default_rng(seed)
+    logits = sharpness * rng.normal(size=(n, classes))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.array([rng.choice(classes, p=row) for row in probabilities])
+    return Predictions.make(range(n), truth, probabilities, list("abcde")[:classes])
+
+
+@settings(deadline=None)
+@given(seed=strategies.integers(0, 1000), temperature=strategies.floats(.2, 5))
+def test_temperature_changes_confidence_and_nothing_else(seed, temperature):
+    said = random_predictions(seed)
+    cooled = apply_temperature(said, temperature)
+    assert (cooled.y_pred == said.y_pred).all() and np.allclose(cooled.probabilities.sum(1), 1)
+    surer = cooled.probabilities.max(1) - said.probabilities.max(1)
+    assert (surer <= 1e-9).all() if temperature >= 1 else (surer >= -1e-9).all()
+
+
+def test_the_temperature_that_was_put_in_is_found():
+    calibrated = random_predictions(n=4000, sharpness=2)
+    assert find_temperature(calibrated) == pytest.approx(1, abs=.1)
+    assert find_temperature(apply_temperature(calibrated, .5)) == pytest.approx(2, rel=.1)
+
+
+@pytest.fixture(scope="module")
+def corners(tmp_path_factory):
+    "Each class has its bright square in another corner; the rest is noise."
+    rng = np.random.default_rng(0)
+    pictures, labels = rng.integers(0, 90, (160, 32, 32, 3)), np.arange(160) % 4
+    for picture, label in zip(pictures, labels): picture[16 * (label // 2) + 3:16 * (label // 2) + 13, 16 * (label % 2) + 3:16 * (label % 2) + 13] = 250
+    dataset = Dataset.from_arrays("corners", pictures.astype("uint8"), labels)
+    folds = Folds.holdout(dataset, train=.7, validation=.3, test=0)
+    return dataset, train_recipe(Recipe(image_size=32, epochs=8, learning_rate=3e-3), dataset, folds, folder=tmp_path_factory.mktemp("runs") / "corners")
+
+
+def test_the_heat_is_where_the_evidence_is(corners):
+    dataset, run = corners
+    assert (run.predictions.y_pred == run.predictions.y_true).all(), "the network must know the task before it is asked where it looks"
+    heat = grad_cam(run, dataset, np.arange(40))
+    corners = heat.reshape(40, 2, 16, 2, 16).mean((2, 4)).reshape(40, 4)
+    assert (corners.argmax(1) == dataset.labels[:40]).mean() >= .7, "by chance it would be a quarter"
+
+
+def test_grad_cam_refuses_a_keras_run(corners):
+    class KerasRun: recipe = Recipe(framework="keras")
+    with pytest.raises(ValueError, match="works on torch models"): grad_cam(KerasRun(), corners[0], np.arange(2))
+
+
+def test_slices_add_up_and_plots_are_drawn(corners):
+    dataset, run = corners
+    said = run.predictions
+    for by in ("group", brightness(dataset), dataset.labels):
+        table = slices(said, dataset, by) if not isinstance(by, str) else slices(said, dataset, np.arange(len(dataset)) % 3)
+        assert table.n.sum() == len(said) and (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
+    plot_slices(table, 1.0)
+    plot_embedding(np.random.default_rng(0).normal(size=(len(said), 2)), said)
+    gap = train_validation_gap({"corners": run}).iloc[0]
+    assert gap.gap == pytest.approx(gap["train accuracy"] - gap["validation accuracy"])

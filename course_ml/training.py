@@ -341,7 +341,7 @@ def build_average(
             else: average.copy_(current)
     return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
-# %% ../nbs/02a_training.ipynb #57f31066
+# %% ../nbs/02a_training.ipynb #c401ff4e
 class Training:
     "What changes during a run: model, average, optimizer, schedule, history, best weights."
     def __init__(self, model, recipe, labels, classes, batches):
@@ -361,7 +361,7 @@ class Training:
         self.best = self.copy_weights()
 
     @property
-    def raw(self): return self.accelerator.unwrap_model(self.model)
+    def raw(self): return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
     @property
     def kept(self): return self.average.module if self.average else self.raw
 

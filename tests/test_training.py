@@ -1,6 +1,7 @@
 """Runs that are killed, resumed, repeated: what a notebook cell cannot show."""
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys

@@ -31,13 +31,13 @@ def parse_layer(
                          "'dropout RATE' (0 up to 1) or 'batch norm'")
     return kind, float(number) if kind == "dropout" else int(number) if number else None
 
-# %% ../nbs/02_baselines.ipynb #937deabb
+# %% ../nbs/02_baselines.ipynb #4a057540
 CNNS = {
     "baseline_cnn": ("conv 32", "pool", "conv 64", "pool", "flatten", "dense 128"),
     "dropout_cnn": ("conv 32", "pool", "conv 64", "pool", "dropout 0.3", "flatten", "dense 256", "dropout 0.5"),
     "three_block_cnn": ("conv 32", "pool", "conv 64", "pool", "conv 128", "pool", "flatten", "dense 128", "dropout 0.5"),
     "small_image_cnn": ("batch norm", "conv 32", "pool", "batch norm", "conv 64", "batch norm", "conv 128", "pool",
-                        "batch norm", "conv 256", "batch norm", "conv 512", "global average"),
+                        "batch norm", "conv 256", "batch norm", "global average", "dense 1024", "dense 1024"),
 }
 
 # %% ../nbs/02_baselines.ipynb #8df2bc30

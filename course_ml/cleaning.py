@@ -140,7 +140,7 @@ def apply_decisions(
     removed = table[table.decision == "remove"]
     return replace(dataset, items=dataset.items.assign(label=labels)).without(removed.assign(reason="removed in review"))
 
-# %% ../nbs/08_cleaning.ipynb #7fece49d
+# %% ../nbs/08_cleaning.ipynb #29057e6d
 def review(
     issues: pd.DataFrame,  # rows of `label_issues`: what is to be looked at, in this order
     dataset: Dataset,
@@ -149,7 +149,7 @@ def review(
 ):  # an ipywidgets.VBox
     "A small window to decide on suspects one by one. Raises `ImportError` where ipywidgets is not installed."
     try: import ipywidgets
-    except ImportError: raise ImportError("review needs ipywidgets; pip install ipywidgets") from None
+    except ImportError: raise ImportError("review needs ipywidgets; pip install 'course_ml[jupyter]'") from None
     picture, text, position = ipywidgets.Image(width=size), ipywidgets.HTML(), pd.Index(dataset.items.id)
     buttons = {decision: ipywidgets.Button(description=decision) for decision in DECISIONS}
     new = ipywidgets.Dropdown(options=dataset.classes, description="new class")

@@ -126,14 +126,14 @@ _leaves_recipes = {
 }
 LEAVES_FINE_TUNING = {"learning_rate": 5e-5, "epochs": 5, "label_smoothing": .05, "mixup": 0.0, "cutmix": 0.0}  # 3 to 5 epochs
 
-# %% ../nbs/04_efficientnet.ipynb #c22885ca
+# %% ../nbs/04_efficientnet.ipynb #8081fcba
 _cactus = Recipe(weights="hub", head=HEADS["cactus"], freeze="backbone", image_size=32, class_weights="normalised",  # silent: sizes of the head's layers
                  learning_rate=5e-4, epochs=500, batch_size=64)  # silent: optimizer, batch
 _cactus_recipes = {
     "cactus_resnet50": _cactus.replace(backbone="torchvision:resnet50"),
     "cactus_efficientnet_b0": _cactus.replace(backbone="torchvision:efficientnet_b0"),
-    "cactus_small_image": Recipe(backbone="small_image_cnn", image_size=32, augment=("flip",), optimizer="adamw", learning_rate=2e-3, weight_decay=.02,
-                                 schedule="one-cycle", batch_size=64, epochs=8, precision="auto"),  # ours, not the study's
+    "cactus_small_image": Recipe(backbone="small_image_cnn", image_size=32, augment=("flip",), optimizer="adamw", learning_rate=3e-3, weight_decay=.02,
+                                 schedule="one-cycle", batch_size=128, epochs=8, precision="auto"),  # ours, not the study's
 }
 
 # %% ../nbs/04_efficientnet.ipynb #3b8719db

@@ -89,7 +89,7 @@ def distance(
     model.train(training)
     return ((logits - usual).norm() / usual.norm().clamp_min(1e-12)).item()
 
-# %% ../nbs/00a_speed.ipynb #9eee3eb9
+# %% ../nbs/00a_speed.ipynb #31cbc524
 def candidates(
     device: str,  # "cpu", "cuda" or "mps"
 ) -> list[Choice]:  # the first is the framework's default
@@ -113,7 +113,7 @@ def probe_speed(
     image_size: int,  # side of the pictures (pixels)
     batch_size: int = 32,  # pictures a step
     training: bool = True,  # judge forward and backward; False: forward alone
-    seconds: float = 6.0,  # how long to try
+    seconds: float = 3.0,  # how long to try
     again: bool = False,  # even where the answer is known
 ) -> Probe:
     "Find the fastest way to compute a model here, and remember it."

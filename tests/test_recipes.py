@@ -36,7 +36,7 @@ PUBLISHED = {
 # Convolutions and dense layers at the study's own size and number of classes: the first two as the study printed them
 THREE_BLOCKS = 896 + 18_496 + 73_856 + (26 * 26 * 128 + 1) * 128 + 129 * 202
 CNNS = {"nature10_model_1": 11_850_058, "nature10_model_2": 23_680_714, "rare_three_block_cnn": THREE_BLOCKS}
-SMALL_IMAGE = 6 + 896 + 64 + 18_496 + 128 + 73_856 + 256 + 295_168 + 512 + 1_180_160 + 1_026  # batch norms and convolutions in turn, and the scores
+SMALL_IMAGE = 6 + 896 + 64 + 18_496 + 128 + 73_856 + 256 + 295_168 + 512 + 257 * 1024 + 1025 * 1024 + 1025 * 2  # batch norms and convolutions in turn, dense layers, the scores
 CNNS |= {f"{name}_keras": count for name, count in CNNS.items()} | {"cactus_small_image": SMALL_IMAGE}
 SMALLEST = {"rare_vision_transformer": 224, "rare_swin": 224}  # built for one size
 

@@ -184,7 +184,7 @@ def test_imports_go_one_way(path):
 @every_module
 def test_imports_what_settings_declare(path):
     declared = {canonicalize_name(requirement.name)
-                for key in ("requirements", "keras_requirements", "kaggle_requirements", "rembg_requirements", "cluster_requirements")
+                for key in ("requirements", "keras_requirements", "kaggle_requirements", "rembg_requirements", "cluster_requirements", "jupyter_requirements")
                 for requirement in settings(key)}
     distributions = packages_distributions()
     top = {name.split(".")[0] for name in imported_names(path)} - set(sys.stdlib_module_names)

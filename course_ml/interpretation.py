@@ -32,15 +32,16 @@ def train_validation_gap(
                      "gap": best.train_accuracy - best.validation_accuracy, "n": len(run.predictions)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/06a_interpretation.ipynb #ec4727b1
+# %% ../nbs/06a_interpretation.ipynb #344c1a0e
 def last_places(
     model: torch.nn.Module,
     pictures: torch.Tensor,  # (n, 3, size, size)
+    least: int = 4,  # places along a side: deeper parts know more, but in four corners they can not say where
 ) -> torch.nn.Module:
     "The last part of a network whose output has places: n x channels x height x width. Raises `ValueError` where there is none."
     found = []
     def look(part, inputs, output):
-        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1: found.append(part)
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) >= least: found.append(part)
     hooks = [part.register_forward_hook(look) for part in model.modules()]
     try:
         with torch.no_grad(): model(pictures[:1])

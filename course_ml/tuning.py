@@ -124,7 +124,7 @@ def _show(progress, study):
     progress.advance(ended - getattr(progress, "told", 0))
     progress.told = ended
 
-# %% ../nbs/09_tuning.ipynb #0ffcf54e
+# %% ../nbs/09_tuning.ipynb #68b16435
 def plot_tuning(
     tuning: Tuning,
 ) -> plt.Figure:
@@ -140,7 +140,7 @@ def plot_tuning(
     for k, trial in enumerate(table.trial[table.state == "pruned"]): left.axvline(trial, color="lightgrey", lw=1, zorder=0, label=None if k else "cut short")
     left.set(xlabel="trial", ylabel="validation score")
     left.legend(fontsize=7)
-    varied = [name for name in done.columns[6:] if done[name].nunique() > 1]
+    varied = [name for name in done.columns[5:] if done[name].nunique() > 1]
     shares = optuna.importance.get_param_importances(tuning.study, params=varied, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)) if len(done) >= 4 and varied else {}
     right.barh(list(shares), list(shares.values()), color=COLOURS[1])
     right.set(xlabel="importance" if shares else "importance: too few trials", xlim=(0, 1))

@@ -44,7 +44,7 @@ $(INSTALLED): settings.ini setup.py pyproject.toml constraints.txt
 	touch $@
 
 report: $(INSTALLED)
-	course-ml report resnet
+	course-ml report resnet --force
 	@echo "The report: $(CURDIR)/reports/resnet/report.html"
 
 test: $(INSTALLED)

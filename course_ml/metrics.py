@@ -7,8 +7,8 @@ __all__ = ['SCORES', 'LOWER_IS_BETTER', 'confusion', 'wilson_interval', 'f1_inte
            'weighted_mean', 'top_k_accuracy', 'bootstrap_scores', 'percentile_interval', 'bootstrap_interval',
            'class_average', 'class_rows', 'per_class', 'class_auc', 'auc', 'log_loss', 'confidence_bins',
            'calibration_table', 'calibration_error', 'reflected_interval', 'score_names', 'all_scores',
-           'undefined_reason', 'summary', 'matching_rows', 'mcnemar', 'difference_scores', 'bootstrap_difference',
-           'compare']
+           'undefined_reason', 'summary', 'matching_rows', 'mcnemar_p_value', 'mcnemar', 'difference_scores',
+           'bootstrap_difference', 'compare']
 
 # %% ../nbs/05_metrics.ipynb #d3c7a1b6
 from functools import partial
@@ -312,19 +312,25 @@ def matching_rows(
     return rows
 
 # %% ../nbs/05_metrics.ipynb #f5b51157
+def mcnemar_p_value(
+    only_a: int, # images that only the first model gets right
+    only_b: int, # images that only the second gets right
+) -> float: # between 0 and 1
+    "McNemar's test of equal accuracy: exact below 25 such images, otherwise chi-squared with continuity correction."
+    n = only_a + only_b
+    if n < 25: return float(binomtest(only_a, n).pvalue) if n else 1.
+    return float(chi2.sf(max(abs(only_a - only_b) - 1, 0)**2 / n, df=1))
+
 def mcnemar(
     a,                     # Predictions of n images
     b,                     # Predictions of the same images
     names=("first", "second"), # of the two models
 ) -> pd.DataFrame: # one row
-    "McNemar's paired test of equal accuracy: exact below 25 images that only one gets right, otherwise chi-squared with continuity correction."
+    "McNemar's paired test of equal accuracy, see `mcnemar_p_value`."
     right_a, right_b = a.y_true == a.y_pred, (b.y_true == b.y_pred)[matching_rows(a, b)]
     only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
-    exact, discordant = only_a + only_b < 25, only_a + only_b
-    if exact: p_value = binomtest(only_a, discordant).pvalue if discordant else 1.
-    else: p_value = chi2.sf(max(abs(only_a - only_b) - 1, 0)**2 / discordant, df=1)
     row = {"both right": int((right_a & right_b).sum()), f"only {names[0]} right": only_a, f"only {names[1]} right": only_b,
-           "both wrong": int((~right_a & ~right_b).sum()), "n": len(a), "p value": p_value, "test": "exact binomial" if exact else "corrected chi-squared"}
+           "both wrong": int((~right_a & ~right_b).sum()), "n": len(a), "p value": mcnemar_p_value(only_a, only_b), "test": "exact binomial" if only_a + only_b < 25 else "corrected chi-squared"}
     return pd.DataFrame([row], index=["McNemar"])
 
 # %% ../nbs/05_metrics.ipynb #c0d73b6c

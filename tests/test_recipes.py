@@ -11,7 +11,7 @@ import torch
 
 from course_ml.core import Recipe
 from course_ml.recipes import LEAVES_FINE_TUNING, RECIPES, STUDIES, count_parameters, named_recipe, read_changes, recipe_sheet
-from course_ml.reporting import main
+from course_ml.command_line import main
 from course_ml.transfer import build_model
 
 KERAS = importlib.util.find_spec("tensorflow") is not None
@@ -162,7 +162,7 @@ def colours(tmp_path, monkeypatch):
 
 
 def course_ml(*arguments):
-    return subprocess.run([sys.executable, "-m", "course_ml.reporting", *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "course_ml.command_line", *arguments], capture_output=True, text=True)
 
 
 SMALL = ("--set", "image_size=24", "--set", "epochs=3")

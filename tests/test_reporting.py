@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from course_ml.core import file_hash, read_json
-from course_ml.reporting import (ParameterError, Report, ReportError, RunError, main, make_command, prepare,
-                                 read_notebook, read_parameters, read_status, run_report)
+from course_ml.command_line import main
+from course_ml.reporting import (ParameterError, Report, ReportError, RunError, make_command, prepare, read_notebook, read_parameters,
+                                 read_status, run_report)
 
 PARAMETERS = '''report_dir = ""  # filled in by course-ml
 images = 40  # how many pictures
@@ -86,7 +87,7 @@ def contents(folder):
 
 
 def course_ml(*arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "course_ml.reporting", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen([sys.executable, "-m", "course_ml.command_line", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def wait_for(condition, seconds=60):
@@ -269,6 +270,58 @@ def test_time_limit_is_for_the_whole_notebook(project):
     with pytest.raises(ProcessLookupError): os.kill(int(Path("pid").read_text()), 0)
 
 
+def test_time_limit_of_a_cell(project):
+    before = break_it(project, *["import time; time.sleep(.4)"] * 3, "time.sleep(60)")
+    with pytest.raises(RunError, match="a cell was not finished"): run_report("tiny", cell_timeout=3)
+    status = read_status("reports/tiny")
+    assert (status["state"], status["cell"]) == ("timed out", 7) and contents(project / "reports/tiny") == before
+
+
+def test_a_notebook_that_exits_has_failed(project):
+    before = break_it(project, "sys.exit(0)", "print('never here')")
+    with pytest.raises(RunError, match="failed"): run_report("tiny")
+    assert read_status("reports/tiny")["cell"] == 4 and contents(project / "reports/tiny") == before
+
+
+def test_no_room_for_a_file(whole_project):
+    before = contents(run_report("tiny"))
+    code = "import resource, sys; from course_ml.command_line import main; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); sys.exit(main(['report', 'tiny', '--force']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert contents(whole_project / "reports/tiny") == before and read_status("reports/tiny")["state"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 400 KB; needs the right to mount one."
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)], capture_output=True).returncode: pytest.skip("no right to mount a file system here")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_full_disk(small_disk, monkeypatch):
+    monkeypatch.chdir(small_disk)
+    monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
+    folder = write_report(small_disk, "tiny", "## Results", WORK)
+    before = contents(run_report("tiny"))
+    (small_disk / "filler").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    with pytest.raises(RunError, match="No space left"): run_report("tiny")
+    (small_disk / "filler").unlink()
+    assert contents(folder) == before and read_status(folder)["state"] in ("failed", "finished")
+    run_report("tiny")
+    assert read_status(folder)["state"] == "finished"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_no_permission(project):
+    before = contents(run_report("tiny"))
+    Path("reports/tiny").chmod(0o555)
+    try:
+        with pytest.raises(RunError, match="no permission to write"): run_report("tiny")
+    finally: Path("reports/tiny").chmod(0o755)
+    assert contents(project / "reports/tiny") == before and read_status("reports/tiny")["state"] == "finished"
+
+
 def gone(pid):
     "Whether a process has ended (or is only waiting to be collected)."
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -328,7 +381,8 @@ def test_command_line(project, capsys, monkeypatch):
     assert main(["params", "tiny"]) == 0 and "how many pictures" in capsys.readouterr().out
     write_notebook(project / "nbs/tiny.ipynb", "1 / 0")
     assert main(["report", "tiny"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err
-    for wrong in [["report"], ["report", "tiny", "--timeout", "-1"], ["report", "tiny", "--timeout", "soon"], ["raport"], []]:
+    assert main(["report"]) == 2 and "there are: tiny" in capsys.readouterr().err
+    for wrong in [["report", "tiny", "--jobs", "0"], ["report", "tiny", "--timeout", "-1"], ["report", "tiny", "--timeout", "soon"], ["raport"], []]:
         with pytest.raises(SystemExit) as error: main(wrong)
         assert error.value.code == 2
 

@@ -206,7 +206,7 @@ def test_requirements_are_installed_in_the_tested_versions(key):
 LOADED = "import sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
 HELP = """
 import sys
-from course_ml.reporting import main
+from course_ml.command_line import main
 sys.argv = ["course-ml", "--help"]
 try: main()
 except SystemExit: pass

@@ -22,10 +22,10 @@ __all__ = ['SCALES', 'SLACK', 'COLUMNS', 'RECORD', 'DATA', 'MODEL', 'VERDICTS', 
            'printed_scores', 'misfits', 'readings', 'reading', 'check_matrix', 'check_errors', 'check_auc', 'supports',
            'share_of', 'exchanged', 'check_supports', 'check_split', 'check_weights', 'possible_calls', 'check_rows',
            'check_averages', 'check_means', 'layer_parameters', 'fitting_sizes', 'check_parameters', 'error_counts',
-           'p_value_bounds', 'same_pictures', 'check_comparisons', 'check_samples', 'check_choice', 'check_ensembles',
-           'check_said', 'audit', 'true_record', 'found_share', 'beside']
+           'p_value_bounds', 'same_pictures', 'check_comparisons', 'check_samples', 'some_of', 'check_choice',
+           'check_ensembles', 'check_said', 'audit', 'true_record', 'found_share', 'beside']
 
-# %% ../nbs/10_audit.ipynb #c7909a73
+# %% ../nbs/10_audit.ipynb #53cf0606
 SCALES = {"": 1, "%": .01, "K": 1e3, "M": 1e6, "G": 1e9}
 SLACK = 1e-9  # floating point must not accuse anybody
 
@@ -39,6 +39,11 @@ class Printed:
     def holds(self, value: float) -> bool:
         "Whether a number may have been printed so; NaN (undefined) may always."
         return math.isnan(value) or self.low - SLACK <= value <= self.high + SLACK
+
+    def cut_off(self, value: float) -> bool:
+        "Whether a number looks so when its last digits are cut off instead of rounded."
+        unit = self.high - self.low
+        return self.low + unit / 2 - SLACK <= value < self.high + unit / 2 - SLACK
 
     def meets(self, low: float, high: float) -> bool:
         "Whether something between low and high may have been printed so."
@@ -108,7 +113,7 @@ def read_record(
     try: return parse_record(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error: raise ValueError(f"{path}: {error}") from None
 
-# %% ../nbs/10_audit.ipynb #ef3dfe49
+# %% ../nbs/10_audit.ipynb #aaefe4a5
 def exact_scores(
     matrix: np.ndarray,  # (C, C) counts; rows are the true classes
     classes: list[str],  # C names
@@ -136,9 +141,10 @@ def printed_scores(
 def misfits(
     printed: dict[str, Printed],  # from `printed_scores`
     exact: dict[str, float],  # from `exact_scores`
+    cut_off: bool = False,  # those that are explained by cutting digits off; or those that are not
 ) -> list[str]:  # a text for each
     "The printed scores that the exact ones contradict."
-    return [f"{name} {value.text} ({exact[name]:.4g})" for name, value in printed.items() if name in exact and not value.holds(float(exact[name]))]
+    return [f"{name} {value.text} ({exact[name]:.4g})" for name, value in printed.items() if name in exact and not value.holds(float(exact[name])) and value.cut_off(float(exact[name])) == cut_off]
 
 # %% ../nbs/10_audit.ipynb #4ce5da8a
 def readings(
@@ -164,7 +170,7 @@ def reading(
         if not misfits(printed, exact_scores(matrix, model["classes"], model.get("positive", ""))): return words, matrix
     return first
 
-# %% ../nbs/10_audit.ipynb #2ba969e4
+# %% ../nbs/10_audit.ipynb #7a5a1407
 VERDICTS = {"impossible": "no pictures give these figures", "suspicious": "possible, but hardly by chance: ask", "not comparable": "side by side these figures mislead",
             "comparison": "what a paired test could say", "not said": "a reader needs it"}
 
@@ -174,8 +180,10 @@ def check_matrix(record: dict):
         if "matrix" not in model: continue
         printed, (words, matrix) = printed_scores(model), reading(model)
         wrong = misfits(printed, exact_scores(np.array(model["matrix"], dtype=int), model["classes"], model.get("positive", "")))
+        cut = misfits(printed, exact_scores(matrix, model["classes"], model.get("positive", "")), cut_off=True)
         if wrong and words == "as printed": yield name, "impossible", f"the matrix does not give: printed {', '.join(wrong)}, in brackets what it gives"
-        elif wrong: yield name, "impossible", f"the matrix as printed contradicts {', '.join(wrong)}; {words}, it gives all printed scores"
+        elif cut and words == "as printed": yield name, "suspicious", f"digits were cut off, not rounded: {', '.join(cut)}"
+        if wrong and words != "as printed": yield name, "impossible", f"the matrix as printed contradicts {', '.join(wrong)}; {words}, it gives all printed scores{f' (digits cut off: {cut[0]})' if cut else ''}"
 
 # %% ../nbs/10_audit.ipynb #ae3c91d0
 def check_errors(record: dict):
@@ -356,7 +364,7 @@ def check_parameters(record: dict):
         fitting = fitting_sizes(layers, printed, classes)
         yield name, "impossible", f"these layers do not have the printed parameters at an input of {size}x{size}" + (f"; they have at {fitting[0]} to {fitting[-1]}" if fitting else ", nor at any other size up to 512")
 
-# %% ../nbs/10_audit.ipynb #e50e448b
+# %% ../nbs/10_audit.ipynb #d004aaa9
 def error_counts(
     model: dict,  # of a record
 ) -> range | None:  # None where n or accuracy were not printed
@@ -388,13 +396,12 @@ def same_pictures(record: dict) -> dict[tuple, dict]:
     return groups
 
 def check_comparisons(record: dict):
-    "Are differences between models on the same pictures more than noise?"
+    "Is the difference between a model and the next best on the same pictures more than noise?"
     for (part, n), models in same_pictures(record).items():
         errors = {name: count for name, model in models.items() if (count := error_counts(model)) is not None}
         if len(errors) < 2 or not n: continue
-        best = min(errors, key=lambda name: errors[name][0])
-        for name in errors:
-            if name == best: continue
+        ranked = sorted(errors, key=lambda name: errors[name][0])
+        for best, name in zip(ranked, ranked[1:]):
             low, high = p_value_bounds(errors[name], errors[best], round(read_printed(n).low))
             words = "significant, whatever the overlap of the errors" if high < .05 else "within noise, whatever the overlap of the errors" if low >= .05 else "undecided without a paired test"
             yield f"{best} against {name}", "comparison", f"{words}: about {errors[best][0]} and {errors[name][0]} errors of {n}, p between {low:.2g} and {high:.2g}"
@@ -414,10 +421,14 @@ def check_samples(record: dict):
     parts = {part for (part, n) in same_pictures(record) if part}
     if len(parts) > 1: yield "table", "not comparable", f"scores of different pictures: {'; '.join(sorted(parts))}"
 
+def some_of(names: list[str]) -> str:
+    "The first three names, and how many more there are."
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
 def check_choice(record: dict):
     "Were models chosen on the pictures they are scored on?"
     chosen = [name for name, model in record["models"].items() if "part" in model and model.get("chosen on") == model["part"]]
-    if chosen: yield ", ".join(chosen), "not comparable", f"chosen and scored on the same pictures ({record['models'][chosen[0]]['part']}): too good by an unknown amount"
+    if chosen: yield some_of(chosen), "not comparable", f"chosen and scored on the same pictures ({record['models'][chosen[0]]['part']}): too good by an unknown amount"
 
 def check_ensembles(record: dict):
     "Does an ensemble have a score of its own, better than its members'?"
@@ -428,10 +439,10 @@ def check_ensembles(record: dict):
             if not others: continue
             best, own = max(others, key=lambda member: others[member].low), read_printed(text)
             same = [member for member, other in others.items() if abs(other.low - own.low) < SLACK]
-            if own.high <= others[best].low + SLACK: yield name, "suspicious", f"{score} {text} is below its member {best} ({others[best].text}): the score of an ensemble, or a mean of folds?"
+            if own.high <= others[best].low + SLACK: yield name, "suspicious", f"{score} {text} is below its member {best} ({others[best].text}): how was the ensemble scored?"
             elif same: yield name, "suspicious", f"{score} {text} is to the digit that of its member {same[0]}"
 
-# %% ../nbs/10_audit.ipynb #11eead06
+# %% ../nbs/10_audit.ipynb #6ec0fede
 HELD_OUT = ("validation", "test", "hidden test", "out of fold")
 
 def check_said(record: dict):
@@ -439,13 +450,13 @@ def check_said(record: dict):
     models = record["models"]
     bare = [name for name, model in models.items() if model.get("scores") and "±" not in (said := " ".join(model["scores"].values()).replace("+-", "±"))]
     widths = [np.ptp(wilson_interval(n - errors[0], n)) / 2 for name in bare if (errors := error_counts(models[name])) and (n := round(read_printed(models[name].get("n") or str(np.sum(np.array(models[name]["matrix"], dtype=int)))).low))]
-    if bare: yield ", ".join(bare), "not said", "no interval" + (f"; 95 % of an accuracy here is ±{min(widths):.4f}" + (f" to ±{max(widths):.4f}" if max(widths) - min(widths) > 5e-5 else "") if widths else "")
+    if bare: yield some_of(bare), "not said", "no interval" + (f"; 95 % of an accuracy here is ±{min(widths):.4f}" + (f" to ±{max(widths):.4f}" if max(widths) - min(widths) > 5e-5 else "") if widths else "")
     spread = [name for name, model in models.items() if re.search(r"\+-|±", " ".join(model.get("scores", {}).values())) and "spread" not in model]
-    if spread: yield ", ".join(spread), "not said", "what ± means: a standard deviation, a standard error or an interval, and over what"
+    if spread: yield some_of(spread), "not said", "what ± means: a standard deviation, a standard error or an interval, and over what"
     unknown = [name for name, model in models.items() if model.get("scores") and not ("n" in model and "part" in model)]
-    if unknown: yield ", ".join(unknown), "not said", "the part that was scored, or how many pictures it has"
+    if unknown: yield some_of(unknown), "not said", "the part that was scored, or how many pictures it has"
     once = [name for name, model in models.items() if model.get("scores") and not {"runs", "spread"} & set(model) and name not in spread]
-    if once: yield ", ".join(once), "not said", "how many runs (seeds) there were; a single one does not show how much of a difference is chance"
+    if once: yield some_of(once), "not said", "how many runs (seeds) there were; a single one does not show how much of a difference is chance"
     for name, model in models.items():
         if model.get("part", "test") not in HELD_OUT: yield name, "not said", f"whether the pictures of {model['part']!r} were held out of training" + (f"; they are {int(model['n'].replace(',', '')) / read_printed(record['data']['items']).low:.0%} of all" if "n" in model and "items" in record["data"] else "")
     many = int(record["data"].get("classes", 0)) or len(record["data"].get("counts", {}))

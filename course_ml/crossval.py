@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -65,16 +66,24 @@ def _outcome(future):
 def _local(workers, where):
     "A process for each worker; one that dies takes only its own job with it, and is replaced."
     idle = SimpleQueue()
-    for _ in range(workers): idle.put(ProcessPoolExecutor(1))
+    for _ in range(workers): idle.put(ProcessPoolExecutor(1, initializer=_end_with_caller))
     def run(function, *arguments):
         pool = idle.get()
         try: return pool.submit(function, *arguments).result()
         except BrokenExecutor:
-            pool = ProcessPoolExecutor(1)
+            pool = ProcessPoolExecutor(1, initializer=_end_with_caller)
             raise
         finally: idle.put(pool)
     with ThreadPoolExecutor(workers) as threads: yield lambda *job: threads.submit(run, *job)
     for _ in range(workers): idle.get().shutdown()
+
+def _end_with_caller():
+    "End this worker when its caller is gone (kill -9), or it would go on writing where the next run begins."
+    caller = os.getppid()
+    def watch():
+        while os.getppid() == caller: time.sleep(.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 @contextlib.contextmanager
 def _dask(workers, where):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import given, settings, strategies
 
@@ -152,3 +153,22 @@ def test_spread_is_students_interval():
 def test_a_submission_with_unknown_ids_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="1 ids are not asked for, e.g. c"): write_submission(tmp_path / "s.csv", ["a", "b", "c"], [0, 1, 2], ["a", "b"])
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_workers_end_with_a_caller_that_was_killed(tmp_path):
+    code = f"""
+import os, time
+from course_ml.crossval import submit
+def job(folder):
+    open(folder + "/pid", "w").write(str(os.getpid()))
+    time.sleep(60)
+submit(job, {{"a": ({str(tmp_path)!r},)}})
+"""
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    end = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()): time.sleep(.1); assert time.monotonic() < end
+    worker = int((tmp_path / "pid").read_text())
+    caller.kill()
+    caller.wait()
+    end = time.monotonic() + 10
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE: time.sleep(.1); assert time.monotonic() < end, "the worker goes on"

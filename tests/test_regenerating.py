@@ -47,7 +47,7 @@ def test_nothing_is_stale_after_a_run(project):
 @pytest.mark.parametrize("cells, expected", [
     (("## Results", WORK + "\nimages + 1", TABLE, PICTURE), "code: cell 1 changed"), (("## Results", WORK, TABLE, PICTURE, "2 + 2"), "code: cell 4 changed"),
     (("## Results", WORK, PICTURE, TABLE), "code: cells were removed, or their order changed"), (("## Results", WORK, TABLE), "code: cells were removed, or their order changed"),
-    (("## Results", "from course_ml import metrics\n" + WORK, TABLE, PICTURE), "module metrics is used now")])
+    (("## Results", "from course_ml import audit\n" + WORK, TABLE, PICTURE), "module audit is used now")])
 def test_changed_code_is_stale(project, cells, expected):
     write_notebook(project / "nbs/tiny.ipynb", *cells)
     assert expected in reasons()

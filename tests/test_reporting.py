@@ -388,7 +388,7 @@ def test_command_line(project, capsys, monkeypatch):
 
 
 def test_help_is_fast(project):
-    code = "import sys, course_ml, course_ml.reporting as r\ntry: r.main(['--help'])\nexcept SystemExit: pass\nprint([m for m in ('torch', 'pandas', 'numpy', 'matplotlib', 'nbformat', 'tensorflow') if m in sys.modules])"
+    code = "import sys, course_ml, course_ml.command_line as r\ntry: r.main(['--help'])\nexcept SystemExit: pass\nprint([m for m in ('torch', 'pandas', 'numpy', 'matplotlib', 'nbformat', 'tensorflow') if m in sys.modules])"
     times = []
     for _ in range(3):
         start = time.monotonic()

@@ -465,7 +465,7 @@ def fit(
     if process.num_processes > 1 and recipe.freeze.startswith(("head first", "staged")): raise ValueError(f"freeze: {recipe.freeze!r} changes what learns from epoch to epoch, which needs a single process")
     start = {"start": weights_hash(model), "data": dataset.fingerprint, "folds": folds.hash, "fold": fold, **facts}
     if process.num_processes > 1: start["processes"] = process.num_processes
-    choice = _choose(model, recipe, inputs)
+    choice = _choose(model, recipe, inputs, folder)
     if recipe.precision == "auto": start["computed"] = asdict(choice)
     run = Run(Path(folder) if folder else run_folder("torch", recipe, start))
     with process.main_process_first():
@@ -476,10 +476,12 @@ def fit(
     return load_run(run, model, inputs)
 
 # %% ../nbs/02a_training.ipynb #fcb289e1
-def _choose(model, recipe, inputs):
-    "How to compute: as the recipe says, or as a probe finds."
+def _choose(model, recipe, inputs, folder):
+    "How to compute: as the recipe says, as the run in the folder was begun, or as a probe finds."
     if recipe.precision != "auto": return Choice(layout_of(model), recipe.precision)
     if inputs is not None: return Choice()
+    begun = Path(folder) / "run.json" if folder else None
+    if begun and begun.exists() and "computed" in (facts := read_json(begun)): return Choice(**facts["computed"])
     return probe_speed(model, recipe.image_size, min(recipe.batch_size, 64)).chosen
 
 def on_device(

@@ -228,6 +228,14 @@ def test_a_probe_chooses_and_the_run_says_what(noise, tmp_path):
     assert set(run.facts["computed"]) == {"layout", "precision", "threads"}
 
 
+def test_a_run_goes_on_as_it_was_begun(noise, tmp_path, monkeypatch):
+    recipe, folds = Recipe(image_size=16, epochs=1, precision="auto"), Folds.holdout(noise)
+    first = fit(small_cnn(), recipe, noise, folds, folder=tmp_path / "run")
+    def never(*arguments): raise AssertionError("probed again, perhaps with another result")
+    monkeypatch.setattr("course_ml.training.probe_speed", never)
+    assert fit(small_cnn(), recipe, noise, folds, folder=tmp_path / "run").facts == first.facts
+
+
 def test_fp16_without_a_gpu_is_refused(noise, tmp_path):
     if torch.cuda.is_available(): pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="fp16 needs a GPU"): fit(small_cnn(), Recipe(image_size=16, precision="fp16"), noise, Folds.holdout(noise), folder=tmp_path / "run")

@@ -54,7 +54,7 @@ def test_exact_scores_are_scikit_learns(seed):
 @given(seed=seeds, digits=strategies.integers(2, 4), with_matrix=strategies.booleans())
 def test_true_tables_are_never_accused(seed, digits, with_matrix):
     found = audit(true_record(np.random.default_rng(seed), digits, with_matrix))
-    assert not (found.verdict == "impossible").any(), found.finding.tolist()
+    assert not found.verdict.isin(["impossible", "suspicious"]).any(), found.finding.tolist()
 
 
 @settings(deadline=None)
@@ -73,8 +73,8 @@ def test_a_true_area_under_the_curve_is_never_impossible(seed, digits):
 
 
 @pytest.mark.parametrize("damage, with_matrix, digits, least", [
-    ("a score's last digit, by 3 to 9", True, 2, .98), ("a cell of the table, by 3 to 9", True, 2, .98), ("two rows of the table exchanged", True, 3, .9), ("a cell of the matrix, by 5 to 19", True, 3, .95),
-    ("the matrix transposed", True, 3, .95), ("a cell of the table, by 3 to 9", False, 4, .9), ("a score's last digit, by 3 to 9", False, 3, .9)])
+    ("a score's last digit, by 1", True, 3, .95), ("a cell's last digit, by 1", True, 3, .95), ("two rows of the table exchanged", True, 3, .95),
+    ("a cell of the matrix, by 1", True, 3, .95), ("the matrix transposed", True, 3, .95), ("a cell's last digit, by 1", False, 4, .9)])
 def test_damages_are_found(damage, with_matrix, digits, least):
     assert found_share(damage, digits, with_matrix, tries=60, seed=5) >= least
     assert set(DAMAGES) >= {damage}

@@ -504,6 +504,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_ml.recipes.stage_table': ('efficientnet.html#stage_table', 'course_ml/recipes.py')},
             'course_ml.regenerating': { 'course_ml.regenerating._advance': ('regenerating.html#_advance', 'course_ml/regenerating.py'),
                                         'course_ml.regenerating._causes': ('regenerating.html#_causes', 'course_ml/regenerating.py'),
+                                        'course_ml.regenerating._cell_of': ('regenerating.html#_cell_of', 'course_ml/regenerating.py'),
                                         'course_ml.regenerating._figures': ('regenerating.html#_figures', 'course_ml/regenerating.py'),
                                         'course_ml.regenerating._home': ('regenerating.html#_home', 'course_ml/regenerating.py'),
                                         'course_ml.regenerating._html_list': ('regenerating.html#_html_list', 'course_ml/regenerating.py'),

@@ -63,13 +63,17 @@ def read_printed(
     half = .5 * 10 ** -len(match[2] or "") if match[2] or match[3] else 0
     return Printed(str(text), (value - half) * scale, (value + half) * scale)
 
-# %% ../nbs/10_audit.ipynb #1a77e33d
+# %% ../nbs/10_audit.ipynb #65cf14cc
 COLUMNS = ("precision", "recall", "F1", "support")
 RECORD = {"title", "source", "data", "models"}
 DATA = {"counts", "items", "classes", "split", "stratified", "weights"}
 MODEL = {"part", "n", "chosen on", "classes", "positive", "matrix", "scores", "per class", "errors", "spread", "runs", "input", "layers", "parameters", "members"}
 
-def known_keys(where: str, given: dict, known: set):
+def known_keys(
+    where: str,  # to name in the message
+    given: dict,
+    known: set,  # the keys there may be
+):
     "Raises `ValueError` for a key that a record does not have."
     for key in given:
         if key not in known:
@@ -92,7 +96,10 @@ def parse_record(
         check_model(name, model)
     return record
 
-def check_model(name: str, model: dict):
+def check_model(
+    name: str,
+    model: dict,  # of a record
+):
     "Raises `ValueError` where the figures of a model can not be read."
     places = {**model.get("scores", {}), **model.get("parameters", {}), **{k: model[k] for k in ("n", "input") if k in model}}
     for row, cells in model.get("per class", {}).items():
@@ -274,7 +281,7 @@ def check_weights(record: dict):
         if turned: yield "data", "impossible", f"the class weights are {turned[0]}, but only with exchanged names"
         else: yield "data", "suspicious", f"the class weights follow none of the usual definitions ({'; '.join(WEIGHTS)})"
 
-# %% ../nbs/10_audit.ipynb #dfa43569
+# %% ../nbs/10_audit.ipynb #e98f3035
 def possible_calls(
     row: dict[str, Printed],  # precision, recall and F1, as far as printed
     support: int,  # pictures of the class
@@ -309,7 +316,11 @@ def check_rows(record: dict):
         if "accuracy" in printed and not printed["accuracy"].meets(sum(hits[0]) / n, sum(hits[1]) / n): yield name, "impossible", f"accuracy {printed['accuracy'].text}; the recalls give {sum(hits[0]) / n:.4f} to {sum(hits[1]) / n:.4f}"
         yield from check_averages(name, printed, held)
 
-def check_averages(name: str, printed: dict[str, Printed], held: dict[str, int]):
+def check_averages(
+    name: str,  # of the model
+    printed: dict[str, Printed],  # from `printed_scores`
+    held: dict[str, int],  # from `supports`
+):
     "Are macro and weighted averages those of the rows?"
     n = sum(held.values())
     for column, (kind, weights) in itertools.product(COLUMNS[:3], {"macro": {c: 1 / len(held) for c in held}, "weighted": {c: s / n for c, s in held.items()}}.items()):
@@ -329,7 +340,7 @@ def check_means(record: dict):
                 precision, recall, f1 = (printed[f"{kind}{column}"] for column in COLUMNS[:3])
                 if f1.low > (precision.high + recall.high) / 2 + SLACK: yield name, "impossible", f"{kind}F1 {f1.text} is above the mean of precision {precision.text} and recall {recall.text}"
 
-# %% ../nbs/10_audit.ipynb #d0f60d2a
+# %% ../nbs/10_audit.ipynb #5c177e80
 def layer_parameters(
     layers: list[str],  # texts of layers as in `baselines`, without the class scores
     image_size: int,  # side of the square input (pixels)
@@ -340,7 +351,12 @@ def layer_parameters(
               "scores": lambda value, shape: (shape[0] + 1) * classes, "batch norm": lambda value, shape: 4 * shape[-1]}
     return [counts.get(kind, lambda value, shape: 0)(value, shape) for _, kind, value, shape in trace_layers(layers, (image_size, image_size, 3))]
 
-def fitting_sizes(layers: list[str], printed: list[Printed], classes: int, sizes=range(8, 513)) -> list[int]:
+def fitting_sizes(
+    layers: list[str],  # as in `layer_parameters`
+    printed: list[Printed],  # numbers of parameters of each layer, and of the class scores
+    classes: int,  # number of class scores
+    sizes=range(8, 513),  # to try (pixels)
+) -> list[int]:
     "The input sizes at which all printed numbers of parameters are right."
     found = []
     for size in sizes:
@@ -365,7 +381,7 @@ def check_parameters(record: dict):
         fitting = fitting_sizes(layers, printed, classes)
         yield name, "impossible", f"these layers do not have the printed parameters at an input of {size}x{size}" + (f"; they have at {fitting[0]} to {fitting[-1]}" if fitting else ", nor at any other size up to 512")
 
-# %% ../nbs/10_audit.ipynb #d004aaa9
+# %% ../nbs/10_audit.ipynb #f5a4a48c
 def error_counts(
     model: dict,  # of a record
 ) -> range | None:  # None where n or accuracy were not printed
@@ -390,7 +406,9 @@ def p_value_bounds(
     if more[0] <= fewer[-1] and fewer[0] <= more[-1]: values.append(1.0)
     return min(values), max(values)
 
-def same_pictures(record: dict) -> dict[tuple, dict]:
+def same_pictures(
+    record: dict,
+) -> dict[tuple, dict]:  # (part, n) -> name -> model
     "The models of a record, by the part and the number of pictures they were scored on."
     groups = {}
     for name, model in record["models"].items(): groups.setdefault((model.get("part", ""), model.get("n", "")), {})[name] = model
@@ -422,7 +440,9 @@ def check_samples(record: dict):
     parts = {part for (part, n) in same_pictures(record) if part}
     if len(parts) > 1: yield "table", "not comparable", f"scores of different pictures: {'; '.join(sorted(parts))}"
 
-def some_of(names: list[str]) -> str:
+def some_of(
+    names: list[str],
+) -> str:
     "The first three names, and how many more there are."
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -475,9 +495,9 @@ def audit(
     table = pd.DataFrame(found, columns=["where", "verdict", "finding"])
     return table.sort_values("verdict", key=lambda column: column.map(list(VERDICTS).index), kind="stable", ignore_index=True)
 
-# %% ../nbs/10_audit.ipynb #74d6b109
+# %% ../nbs/10_audit.ipynb #91d47f9b
 def true_record(
-    random: np.random.Generator,
+    random: np.random.Generator,  # where chance comes from
     digits: int = 3,  # of the printed scores
     with_matrix: bool = True,  # or only the table of classes
 ) -> dict:

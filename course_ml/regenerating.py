@@ -89,7 +89,7 @@ def regenerate(
         return "made"
     return "prose renewed" if read_status(job.folder)["state"] == "finished" and renew_prose(job) else "up to date"
 
-# %% ../nbs/11a_regenerating.ipynb #5cd51036
+# %% ../nbs/11a_regenerating.ipynb #60e941f9
 def report_process(
     arguments: list[str],  # of `course-ml report`
     folder: str,  # to run in
@@ -113,13 +113,19 @@ def run_reports(
     with contextlib.ExitStack() as stack:
         over_all = stack.enter_context(Progress(len(jobs), "reports"))
         each = {job.name: stack.enter_context(Progress(sum(cell.cell_type == "code" for cell in job.notebook.cells), job.name)) for job in jobs}
-        def watch(done): _advance(over_all, len(done)), [_advance(bar, bar.total if name in done else read_status(job_of[name].folder).get("cell") or 0) for name, bar in each.items()]
-        job_of = {job.name: job for job in jobs}
+        def watch(done):
+            _advance(over_all, len(done))
+            for job in jobs: _advance(each[job.name], each[job.name].total if job.name in done else _cell_of(job))
         if executor == "local": outcomes = _run_here(commands, workers, watch)
         else:
             from course_ml.crossval import submit
             outcomes = {name: outcome.value or (1, outcome.error) for name, outcome in submit(report_process, commands, executor, workers, lambda: watch(())).items()}
     return {name: said or f"exit code {code}" if code else "" for name, (code, said) in outcomes.items()}
+
+def _cell_of(job):
+    "The cell that a running report is in; 0 for one that does not run."
+    status = read_status(job.folder)
+    return status["cell"] if status["state"] == "running" else 0
 
 def _advance(bar, reached):
     "Bring a progress bar to where the work is."

@@ -4,9 +4,12 @@
     python tools/lessons.py nbs/00_core.ipynb     these alone
 
 A notebook is saved, cleaned, only after its last cell has run, and then in one step. As in the tests,
-cells with `#| eval: false` and notebooks with `skip_exec: true` are left alone.
+cells with `#| eval: false` are left alone. Notebooks with `skip_exec: true` take the outputs of the report
+that `course-ml report` made of them.
 """
 
+import base64
+import io
 import os
 import re
 import sys
@@ -19,6 +22,7 @@ from nbclient import NotebookClient
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
+from PIL import Image
 from traitlets.config import Config
 
 SKIPPED_NOTEBOOK = re.compile(r"^(- )?skip_exec:\s*true", re.MULTILINE)
@@ -39,10 +43,41 @@ def run_notebook(path: Path) -> None:
                 cell.outputs = []
                 if not SKIPPED_CELL.search(cell.source):
                     client.execute_cell(cell, position)
+    save(notebook, path)
+
+
+def save(notebook, path: Path) -> None:
+    "Save a notebook, cleaned, in one step."
     clean_nb(notebook, allowed_cell_metadata_keys=get_config().allowed_cell_metadata_keys.split())
     temporary = path.with_suffix(".ipynb.tmp")
     nbformat.write(notebook, temporary)
     os.replace(temporary, path)
+
+
+def smaller(picture: str) -> str:
+    "A PNG in base64 with at most 256 colours."
+    small = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    return min(picture, base64.b64encode(small.getvalue()).decode(), key=len)
+
+
+def take_outputs(path: Path) -> str:
+    "Save the outputs of its last report in the notebook at `path`; what was done."
+    report = Path("reports") / path.stem / "report.ipynb"
+    if not report.exists():
+        return f"left alone: there is no {report}"
+    made = {cell.source: cell.outputs for cell in nbformat.read(report, as_version=4).cells if cell.cell_type == "code"}
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if missing := [cell.source for cell in cells if cell.source not in made]:
+        return f"left alone: {len(missing)} cells are not in {report}; make the report first"
+    for cell in cells:
+        cell.outputs = [output for output in made[cell.source] if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = smaller(output.data["image/png"])
+    save(notebook, path)
+    return f"outputs of {report}"
 
 
 def main() -> None:
@@ -50,7 +85,7 @@ def main() -> None:
     for path in [Path(name) for name in sys.argv[1:]] or sorted(nbglob(as_path=True)):
         cells = nbformat.read(path, as_version=4).cells
         if any(cell.cell_type != "code" and SKIPPED_NOTEBOOK.search(cell.source) for cell in cells):
-            print(f"{path}: left alone (skip_exec)")
+            print(f"{path}: {take_outputs(path)}")
             continue
         start = time.perf_counter()
         run_notebook(path)

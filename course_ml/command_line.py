@@ -20,7 +20,7 @@ __all__ = ['STUDY', 'MEMORY_OF_A_PICTURE', 'find_root', 'given_parameters', 'cho
            'check_command', 'advised_batch_size', 'can_reach', 'abilities', 'doctor_command', 'audit_command',
            'train_command', 'training_data', 'positive_seconds', 'positive_number', 'command_line', 'main']
 
-# %% ../nbs/11b_command_line.ipynb #f289335c
+# %% ../nbs/11b_command_line.ipynb #bc0c1f71
 def find_root() -> Path:  # as seen from the current folder
     "The nearest folder, from the current one upwards, that holds reports; the current one if there is none."
     here = Path.cwd()
@@ -67,8 +67,10 @@ def report_command(options):
 def make_many(jobs, options, limits):
     "Make several reports. Raises `RunError` naming those that did not finish."
     from course_ml.regenerating import renew_prose, run_reports, stale
-    waiting = [job for job in jobs if options.force or stale(job)]
-    renewed = [job.name for job in jobs if job not in waiting and renew_prose(job)]
+    waiting, renewed = [], []
+    for job in jobs:
+        if options.force or stale(job): waiting.append(job)
+        elif renew_prose(job): renewed.append(job.name)
     arguments = [part for name, value in given_parameters(options).items() for part in ("-p", name, value)]
     arguments += [part for name, value in limits.items() if value for part in (f"--{name.replace('_', '-')}", str(value))] + ["--force"] * options.force
     said = run_reports(waiting, arguments, options.jobs, options.executor) if waiting else {}

@@ -4,7 +4,6 @@
 
 # %% ../nbs/10_audit.ipynb #aa784c69
 from __future__ import annotations
-import difflib
 import itertools
 import math
 import re
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from .baselines import trace_layers
+from .core import did_you_mean
 from .metrics import mcnemar_p_value, wilson_interval
 
 # %% auto #0
@@ -35,6 +35,11 @@ class Printed:
     text: str
     low: float
     high: float
+
+    @property
+    def whole(self) -> int:
+        "A count."
+        return round(self.low)
 
     def holds(self, value: float) -> bool:
         "Whether a number may have been printed so; NaN (undefined) may always."
@@ -76,9 +81,7 @@ def known_keys(
 ):
     "Raises `ValueError` for a key that a record does not have."
     for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            raise ValueError(f"{where}: unknown {key!r}{f'; did you mean {close[0]!r}?' if close else ''}. There are: {', '.join(sorted(known))}")
+        if key not in known: raise ValueError(f"{where}: unknown {key!r}; {did_you_mean(key, sorted(known))}")
 
 def parse_record(
     text: str,  # YAML
@@ -223,7 +226,7 @@ def supports(
     "Pictures of each class, from the matrix or the table."
     if "matrix" in model: return dict(zip(model["classes"], map(int, reading(model)[1].sum(1))))
     table = {name: row[3] for name, row in model.get("per class", {}).items()}
-    return {} if "-" in table.values() else {name: round(read_printed(cell).low) for name, cell in table.items()}
+    return {} if "-" in table.values() else {name: read_printed(cell).whole for name, cell in table.items()}
 
 def share_of(
     part: str,  # e.g. "test"
@@ -248,10 +251,10 @@ def exchanged(
 def check_supports(record: dict):
     "Do the supports add up, and are they those of the split?"
     data = record["data"]
-    counts = {name: round(read_printed(count).low) for name, count in data.get("counts", {}).items()}
+    counts = {name: read_printed(count).whole for name, count in data.get("counts", {}).items()}
     for name, model in record["models"].items():
         held, n = supports(model), model.get("n")
-        if held and n and sum(held.values()) != round(read_printed(n).low): yield name, "impossible", f"the supports add up to {sum(held.values())}, not to n = {n}"
+        if held and n and sum(held.values()) != read_printed(n).whole: yield name, "impossible", f"the supports add up to {sum(held.values())}, not to n = {n}"
         share = share_of(model.get("part", ""), data.get("split", {}))
         if not share or data.get("stratified") != "yes" or set(held) != set(counts): continue
         as_named = exchanged(held, lambda c, support: share.meets((support - 1) / counts[c], (support + 1) / counts[c]))
@@ -390,7 +393,7 @@ def error_counts(
         matrix = np.array(model["matrix"], dtype=int)
         return range(matrix.sum() - matrix.trace(), matrix.sum() - matrix.trace() + 1)
     if "n" not in model or "accuracy" not in model.get("scores", {}): return None
-    n = round(read_printed(model["n"]).low)
+    n = read_printed(model["n"]).whole
     right = read_printed(model["scores"]["accuracy"]).counts(n)
     return range(n - right[-1], n - right[0] + 1) if right else None
 
@@ -421,7 +424,7 @@ def check_comparisons(record: dict):
         if len(errors) < 2 or not n: continue
         ranked = sorted(errors, key=lambda name: errors[name][0])
         for best, name in zip(ranked, ranked[1:]):
-            low, high = p_value_bounds(errors[name], errors[best], round(read_printed(n).low))
+            low, high = p_value_bounds(errors[name], errors[best], read_printed(n).whole)
             words = "significant, whatever the overlap of the errors" if high < .05 else "within noise, whatever the overlap of the errors" if low >= .05 else "undecided without a paired test"
             yield f"{best} against {name}", "comparison", f"{words}: about {errors[best][0]} and {errors[name][0]} errors of {n}, p between {low:.2g} and {high:.2g}"
 
@@ -429,7 +432,7 @@ def check_samples(record: dict):
     "Were the models scored on the same pictures?"
     sizes = {}
     for (part, n), models in same_pictures(record).items():
-        if n and part: sizes.setdefault(part, {})[round(read_printed(n).low)] = models
+        if n and part: sizes.setdefault(part, {})[read_printed(n).whole] = models
     for part, groups in sizes.items():
         full = max(groups)
         for n, models in groups.items():
@@ -470,7 +473,7 @@ def check_said(record: dict):
     "Is there what a reader needs?"
     models = record["models"]
     bare = [name for name, model in models.items() if model.get("scores") and "±" not in (said := " ".join(model["scores"].values()).replace("+-", "±"))]
-    widths = [np.ptp(wilson_interval(n - errors[0], n)) / 2 for name in bare if (errors := error_counts(models[name])) and (n := round(read_printed(models[name].get("n") or str(np.sum(np.array(models[name]["matrix"], dtype=int)))).low))]
+    widths = [np.ptp(wilson_interval(n - errors[0], n)) / 2 for name in bare if (errors := error_counts(models[name])) and (n := read_printed(models[name].get("n") or str(np.sum(np.array(models[name]["matrix"], dtype=int)))).whole)]
     if bare: yield some_of(bare), "not said", "no interval" + (f"; 95 % of an accuracy here is ±{min(widths):.4f}" + (f" to ±{max(widths):.4f}" if max(widths) - min(widths) > 5e-5 else "") if widths else "")
     spread = [name for name, model in models.items() if re.search(r"\+-|±", " ".join(model.get("scores", {}).values())) and "spread" not in model]
     if spread: yield some_of(spread), "not said", "what ± means: a standard deviation, a standard error or an interval, and over what"

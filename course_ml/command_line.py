@@ -12,13 +12,14 @@ import signal
 import sys
 from pathlib import Path
 from .core import atomic_path, doctor
-from .reporting import (ParameterError, ReportError, RunError, describe_parameters, prepare, read_settings, read_status, report_names)
+from .reporting import (ParameterError, ReportError, RunError, describe_parameters, export_report, prepare, read_settings, read_status, report_names)
 
 # %% auto #0
 __all__ = ['STUDY', 'MEMORY_OF_A_PICTURE', 'find_root', 'given_parameters', 'chosen_reports', 'report_command', 'make_many',
-           'reports_command', 'params_command', 'verify_command', 'diff_command', 'new_study', 'new_command',
-           'check_command', 'advised_batch_size', 'can_reach', 'abilities', 'doctor_command', 'audit_command',
-           'train_command', 'training_data', 'positive_seconds', 'positive_number', 'command_line', 'main']
+           'reports_command', 'params_command', 'verify_command', 'export_command', 'diff_command', 'new_study',
+           'new_command', 'check_command', 'advised_batch_size', 'can_reach', 'abilities', 'doctor_command',
+           'audit_command', 'train_command', 'training_data', 'positive_seconds', 'positive_number', 'command_line',
+           'main']
 
 # %% ../nbs/11b_command_line.ipynb #bc0c1f71
 def find_root() -> Path:  # as seen from the current folder
@@ -80,8 +81,10 @@ def make_many(jobs, options, limits):
 def reports_command(options):
     "`course-ml reports`: all reports with the state of their last run."
     root = find_root()
-    rows = [(name, read_status(root / "reports" / name), read_settings(name, root)["title"]) for name in report_names(root)]
-    for name, status, title in rows: print(f"{name:16}{status['state']:12}{status.get('ended') or '':28}{title}")
+    rows = [(folder, read_settings(name, root)["title"]) for name in report_names(root) for folder in (root / "reports" / name, root / "reports" / name / "trial") if folder.exists()]
+    for folder, title in rows:
+        status = read_status(folder)
+        print(f"{folder.relative_to(root / 'reports').as_posix():24}{status['state']:12}{status.get('ended') or '':28}{title}")
     if not rows: raise ReportError("there are no reports: run this inside the project")
 
 def params_command(options):
@@ -92,11 +95,16 @@ def params_command(options):
 def verify_command(options):
     "`course-ml verify`: make a report again elsewhere. Raises `RunError` when its numbers differ."
     from course_ml.regenerating import verify
-    table = verify(options.name, find_root(), options.cached, options.timeout)
+    table = verify(options.name, find_root(), options.cached, options.timeout, options.trial)
     print(table.to_string(index=False))
     wrong = table[table.verdict == "differs"]
     if len(wrong): raise RunError(f"{len(wrong)} of {len(table)} files of report {options.name!r} differ by more than the tolerance in its report.yml")
     print(f"Verified: {len(table)} files of report {options.name!r}.")
+
+def export_command(options):
+    "`course-ml export`: write a report as PDF, or as a page with its code."
+    folder = Path(options.name) if Path(options.name).is_dir() else find_root() / "reports" / options.name
+    print(f"Written: {export_report(folder, options.file)}")
 
 def diff_command(options):
     "`course-ml diff`: write a page with what changed between two reports."
@@ -249,7 +257,7 @@ def audit_command(options):
 
 def train_command(options):
     "`course-ml train`: train a named recipe, say where its run is and how well it does."
-    from course_ml.metrics import wilson_interval
+    from course_ml.crossval import compare_predictions
     from course_ml.recipes import named_recipe, read_changes
     from course_ml.transfer import train_recipe
     try:
@@ -258,10 +266,9 @@ def train_command(options):
         run = train_recipe(recipe, dataset, folds, fold)
     except (ValueError, OSError, ImportError) as error: raise ReportError(str(error)) from None
     except FloatingPointError as error: raise RunError(str(error)) from None
-    right = run.predictions.y_pred == run.predictions.y_true
-    low, high = wilson_interval(right.sum(), len(right))
+    score = compare_predictions({recipe.backbone: run.predictions}).iloc[0]
     print(f"Run: {run.folder}")
-    print(f"Validation accuracy: {right.mean():.3f} (95 % interval {low:.3f} to {high:.3f}; {len(right)} pictures, {options.fold or 'holdout'}, seed {recipe.seed})")
+    print(f"Validation accuracy: {score.accuracy:.3f} (95 % interval {score.low:.3f} to {score.high:.3f}; {score.n} pictures, {options.fold or 'holdout'}, seed {recipe.seed})")
 
 def training_data(
     data: str,  # a built-in name or a path
@@ -321,7 +328,11 @@ def command_line() -> argparse.ArgumentParser:
     verify = add("verify", verify_command, "make a report again elsewhere, and compare")
     verify.add_argument("name", metavar="NAME", help="of the report")
     verify.add_argument("--cached", action="store_true", help="do not repeat training that is in the cache")
+    verify.add_argument("--trial", action="store_true", help="the trial of the report, not the full one")
     verify.add_argument("--timeout", type=positive_seconds, metavar="SECONDS", help="stop the run after so many seconds")
+    export = add("export", export_command, "write a report as PDF, or as a page with its code folded")
+    export.add_argument("name", metavar="NAME", help="of the report, or its folder")
+    export.add_argument("file", metavar="FILE", help="what to write: a .pdf or an .html")
     diff = add("diff", diff_command, "write a page with what changed between two reports")
     for name in ("before", "after"): diff.add_argument(name, metavar=name.upper(), help="the folder of a report")
     diff.add_argument("-o", dest="output", default="diff.html", metavar="FILE", help="the page (default: diff.html)")

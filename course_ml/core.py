@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -19,8 +20,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['PACKAGES', 'CHOICES', 'FREEZING', 'PREPROCESSING', 'AUGMENTATIONS', 'cache_folder', 'set_seed', 'content_hash',
-           'derive_seed', 'file_hash', 'atomic_path', 'write_json', 'read_json', 'Progress', 'choose_device',
-           'package_versions', 'machine', 'doctor', 'read_step', 'Recipe']
+           'derive_seed', 'file_hash', 'atomic_path', 'write_json', 'read_json', 'did_you_mean', 'Progress',
+           'choose_device', 'package_versions', 'machine', 'doctor', 'read_step', 'Recipe']
 
 # %% ../nbs/00_core.ipynb #b7954c2b
 def cache_folder() -> Path:
@@ -108,6 +109,15 @@ def read_json(
 ):
     "The value in a JSON file."
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+# %% ../nbs/00_core.ipynb #d6736301
+def did_you_mean(
+    name: str,  # what was given
+    known: list[str],  # what there is
+) -> str:  # the end of an error message
+    "What may have been meant by a name: those that are near, else all there are."
+    near = difflib.get_close_matches(str(name), list(known), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known) or 'none'}"
 
 # %% ../nbs/00_core.ipynb #5ef49e8e
 class Progress:

@@ -358,7 +358,7 @@ def predict_folds(
     return np.mean([predict_views(run, dataset, rows, views) for run in cross_validation.runs], axis=0)
 
 def write_submission(
-    path: str | Path,  # the CSV to write
+    path: str | Path | None,  # the CSV to write; None: nothing is written
     ids: list[str],  # of the judged pictures
     answers: list,  # the answer for each: a class number or name
     wanted: list[str],  # the ids that must be in it, in this order
@@ -368,5 +368,6 @@ def write_submission(
     for what, found in {"twice there": pd.Index(ids)[pd.Index(ids).duplicated()], "missing": [i for i in wanted if i not in set(ids)], "not asked for": [i for i in ids if i not in set(wanted)]}.items():
         if len(found): raise ValueError(f"submission: {len(found)} ids are {what}, e.g. {', '.join(map(str, found[:3]))}")
     table = pd.DataFrame({columns[0]: wanted, columns[1]: pd.Series(list(answers), index=list(ids)).loc[wanted].to_numpy()})
-    with atomic_path(path) as temporary: table.to_csv(temporary, index=False)
+    if path:
+        with atomic_path(path) as temporary: table.to_csv(temporary, index=False)
     return table

@@ -21,7 +21,8 @@ from .core import Progress, atomic_path, cache_folder, content_hash
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'SPLITS', 'IMAGE_COLUMNS', 'LABEL_COLUMNS', 'to_rgb', 'UnreadableImage', 'decode', 'resize_image',
            'FolderImages', 'ZipImages', 'ArrayImages', 'Dataset', 'index_classes', 'Check', 'near_pairs',
-           'read_dataset', 'deal_groups', 'Folds', 'export_image_folder', 'Predictions']
+           'read_dataset', 'read_unlabelled', 'class_numbers', 'deal_groups', 'Folds', 'export_image_folder',
+           'Predictions']
 
 # %% ../nbs/01_data.ipynb #05dddc85
 def to_rgb(
@@ -436,6 +437,32 @@ def _from_npz(name, path):
         options = {key: list(arrays[key]) for key in ("classes", "ids", "groups") if key in arrays}
         metadata = pd.DataFrame({"split": arrays["split"].astype(str)}).replace({"split": SPLITS}) if "split" in arrays else None
         return Dataset.from_arrays(name, arrays["images"], arrays["labels"], metadata=metadata, **options)
+
+# %% ../nbs/01_data.ipynb #b3246467
+def read_unlabelled(
+    path: str | Path,  # a CSV with a column of pictures; they are beside it, or in a folder or zip of its name
+    classes: list[str],  # what the pictures may show
+    name: str = "",  # for titles; default: the CSV's own name
+) -> Dataset:  # in the order of the CSV; every label is 0, and means nothing
+    "Read pictures without labels. Raises `ValueError` for a picture that is not there: none may be left out."
+    path = Path(path)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    ids = table[_pick_column(table, "", IMAGE_COLUMNS, "image", path)]
+    source, where = _find_images(path, ids)
+    if missing := [i for i, place in zip(ids, where) if place is None]: raise ValueError(f"{path}: {len(missing)} pictures were not found, e.g. {missing[0]!r}; put them beside the CSV, or in {path.stem}/ or {path.stem}.zip")
+    return Dataset(name or path.stem, pd.DataFrame({"id": ids, "location": where, "label": 0, "group": ids}), classes, source)
+
+def class_numbers(
+    path: str | Path,  # a CSV with a row for each training picture
+    classes: list[str],  # names
+    class_column: str = "class",  # of the CSV: the names
+    number_column: str = "label",  # of the CSV: the numbers
+) -> list[int]:  # the publisher's number of each class
+    "How a publisher numbers the classes. Raises `ValueError` for a class without a number, or with two."
+    pairs = pd.read_csv(path, dtype=str)[[class_column, number_column]].drop_duplicates().set_index(class_column)[number_column]
+    for name in classes:
+        if (found := int((pairs.index == name).sum())) != 1: raise ValueError(f"{path}: class {name!r} has {found} numbers in column {number_column!r}")
+    return [int(pairs[name]) for name in classes]
 
 # %% ../nbs/01_data.ipynb #05cd5191
 def deal_groups(

@@ -80,10 +80,12 @@ def save_figure(
     figure: plt.Figure,
     path,              # without suffix
     dpi: int = 150,    # of the PNG (dots an inch)
+    description: str = "",  # in words, for those who can not see it; it is put into both files
 ) -> list: # paths of the SVG and the PNG
     "Writes both formats, each atomically; the bytes depend on the figure only."
     paths = [Path(f"{path}.svg"), Path(f"{path}.png")]
-    for target, metadata in zip(paths, [{"Date": None, "Creator": None}, {"Software": None}]):
+    said = [{"Title": description}, {"Description": description}] if description else [{}, {}]
+    for target, metadata in zip(paths, [{"Date": None, "Creator": None, **said[0]}, {"Software": None, **said[1]}]):
         with plt.rc_context({"svg.hashsalt": "course_ml", "svg.fonttype": "none"}), atomic_path(target) as temporary:
             figure.savefig(temporary, metadata=metadata, dpi=dpi)
     return paths

@@ -6,13 +6,12 @@
 from __future__ import annotations
 import contextlib
 import dataclasses
-import difflib
 import math
 import pandas as pd
 import torch
 from torch import nn
 from .baselines import HEADS
-from .core import Recipe
+from .core import Recipe, did_you_mean
 from .transfer import build_model
 from .transforms import AUGMENTATION_SETS
 
@@ -188,20 +187,15 @@ _torch_recipes = {**_leaves_recipes, **_cactus_recipes, **_nature10_recipes, **_
 RECIPES = _torch_recipes | {f"{name}_keras": _for_keras(_torch_recipes[name], backbone) for name, backbone in _keras_backbones.items()}
 
 # %% ../nbs/04_efficientnet.ipynb #afc95f65
-def _suggest(name, names):
-    "What may have been meant by `name`."
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=.5)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(names)}"
-
 def named_recipe(
     name: str,  # of `RECIPES`
     **changes,  # fields of `Recipe` with other values, e.g. epochs=5
 ) -> Recipe:
     "A recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field, with those that are near."
     fields = [field.name for field in dataclasses.fields(Recipe)]
-    if name not in RECIPES: raise ValueError(f"there is no recipe {name!r}; {_suggest(name, list(RECIPES))}")
+    if name not in RECIPES: raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
     for field in changes:
-        if field not in fields: raise ValueError(f"a recipe has no field {field!r}; {_suggest(field, fields)}")
+        if field not in fields: raise ValueError(f"a recipe has no field {field!r}; {did_you_mean(field, fields)}")
     return RECIPES[name].replace(**changes)
 
 # %% ../nbs/04_efficientnet.ipynb #30755e03

@@ -61,7 +61,7 @@ def renew_prose(
     "Put the notebook's prose around the outputs of the last run."
     import nbformat
     executed = read_notebook(job.folder / "report.ipynb")
-    inject_parameters(job.notebook, {**job.values, "report_dir": f"reports/{job.name}"})
+    inject_parameters(job.notebook, {**job.values, "report_dir": job.place})
     fresh = without_paths(job.notebook, machine_paths(job, job.folder))
     if [(cell.cell_type, cell.source) for cell in executed.cells] == [(cell.cell_type, cell.source) for cell in fresh.cells]: return False
     outputs = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -171,14 +171,14 @@ def _same(one, other, tolerance):
     return numbers[0] == numbers[1] or abs(numbers[0] - numbers[1]) <= tolerance or all(number != number for number in numbers)
 
 def read_tables(
-    folder: Path,  # a report's
+    folder: Path,  # a report's, that was made
 ) -> dict[str, "pandas.DataFrame"]:  # "results" and every CSV
     "All numbers of a report."
     import pandas
-    path = folder / "results.json"
-    records = read_json(path)["records"] if path.exists() else {}
+    written = read_json(folder / "manifest.json")["outputs"]
+    records = read_json(folder / "results.json")["records"] if "results.json" in written else {}
     tables = {"results": pandas.DataFrame([{"name": name, **{k: v for k, v in record.items() if k != "seeds"}} for name, record in records.items()])}
-    return tables | {path.relative_to(folder).as_posix(): pandas.read_csv(path, keep_default_na=False) for path in sorted(folder.rglob("*.csv"))}
+    return tables | {name: pandas.read_csv(folder / name, keep_default_na=False) for name in sorted(written) if name.endswith(".csv")}
 
 # %% ../nbs/11a_regenerating.ipynb #836984d2
 def verify(
@@ -186,10 +186,11 @@ def verify(
     root: str | Path = ".",  # the folder that holds reports/
     cached: bool = False,  # trust the cache: training that was done before is not repeated
     timeout: float | None = None,  # seconds for the whole notebook
+    trial: bool = False,  # the trial of the report, see `read_settings`
 ) -> "pandas.DataFrame":  # file, verdict ("same bytes", "same numbers", "other bytes" or "differs"), what differs
     "Make a report again elsewhere and compare. Raises `ReportError` where there is nothing to compare with, and `RunError` when the run does not finish."
     import pandas
-    folder, settings = Path(root) / "reports" / name, read_settings(name, root)
+    folder, settings = Path(root) / "reports" / name / ("trial" if trial else ""), read_settings(name, root)
     if not (folder / "manifest.json").exists(): raise ReportError(f"there is nothing to verify: report {name!r} has no manifest. Run it first: course-ml report {name}")
     manifest = read_json(folder / "manifest.json")
     with tempfile.TemporaryDirectory() as elsewhere, _home("" if cached else f"{elsewhere}/cache"):
@@ -197,9 +198,9 @@ def verify(
         place.mkdir(parents=True)
         settled = {key: value for key, value in settings.items() if key != "parameters"}
         (place / "report.yml").write_text(json.dumps({**settled, "notebook": str((Path(root) / settings["notebook"]).absolute())}), encoding="utf-8")
-        run_report(name, manifest["parameters"], elsewhere, timeout)
-        again, rows = read_json(place / "manifest.json")["outputs"], []
-        before, after = read_tables(folder), read_tables(place)
+        made = run_report(name, manifest["parameters"], elsewhere, timeout)
+        again, rows = read_json(made / "manifest.json")["outputs"], []
+        before, after = read_tables(folder), read_tables(made)
         for file in sorted({*manifest["outputs"], *again} - {"report.ipynb", "report.html"}):
             rows.append({"file": file, **_verdict(file, manifest["outputs"].get(file), again.get(file), before, after, float(settings["tolerance"]))})
     return pandas.DataFrame(rows, columns=["file", "verdict", "what differs"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import difflib
 import fcntl
 import functools
 import html
@@ -30,18 +29,19 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 import course_ml.core
-from .core import Progress, atomic_path, content_hash, file_hash, machine, package_versions, read_json, write_json
+from .core import Progress, atomic_path, content_hash, did_you_mean, file_hash, machine, package_versions, read_json, write_json
 
 # %% auto #0
-__all__ = ['OWN_FILES', 'PAGE', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table',
-           'latex_table', 'Report', 'ReportError', 'ParameterError', 'RunError', 'read_notebook', 'Parameter',
-           'parameters_position', 'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value',
+__all__ = ['OWN_FILES', 'PAGE', 'PRINTED', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table',
+           'latex_table', 'WholeTable', 'Report', 'ReportError', 'ParameterError', 'RunError', 'read_notebook',
+           'Parameter', 'parameters_position', 'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value',
            'read_value', 'check_parameters', 'Job', 'report_names', 'read_settings', 'portable_path', 'path_from_here',
            'prepare', 'start_kernel', 'fresh_kernel', 'peak_memory', 'run_cells', 'run_cells_within',
-           'execute_notebook', 'inject_parameters', 'only_run', 'is_running', 'read_status', 'now', 'failure',
-           'other_files', 'staging_folder', 'machine_paths', 'without_paths', 'code_hash', 'imported_modules',
-           'used_modules', 'named_files', 'what_decides', 'source_state', 'make_command', 'make_manifest',
-           'hash_outputs', 'reader_cells', 'drop_row_numbers', 'render_page', 'write_pages', 'run_into', 'run_report']
+           'execute_notebook', 'inject_parameters', 'lock_file', 'only_run', 'is_running', 'read_status', 'now',
+           'failure', 'other_files', 'staging_folder', 'machine_paths', 'without_paths', 'code_hash',
+           'imported_modules', 'used_modules', 'named_files', 'what_decides', 'source_state', 'make_command',
+           'make_manifest', 'hash_outputs', 'reader_cells', 'drop_row_numbers', 'render_page', 'footer_of', 'write_pdf',
+           'export_report', 'write_pages', 'run_into', 'run_report']
 
 # %% ../nbs/11_reporting.ipynb #f6eae5f1
 def check_record(
@@ -119,6 +119,17 @@ def latex_table(
     return styles.to_latex(hrules=True, position="tbp", position_float="centering", caption=escape_latex(caption) or None, label=f"tab:{name}")
 
 # %% ../nbs/11_reporting.ipynb #76b2c159
+@dataclass(frozen=True)
+class WholeTable:
+    "A table that is shown with all its rows and all its text; pandas would cut both."
+    frame: "pandas.DataFrame"  # of texts
+
+    def __repr__(self): return self.frame.to_string(index=False)
+
+    def _repr_html_(self):
+        import pandas
+        with pandas.option_context("display.max_colwidth", None): return self.frame.to_html(index=False, border=0)
+
 class Report:
     "What a notebook found: numbers, tables and figures, shown and, where there is a folder, written."
     def __init__(self,
@@ -161,7 +172,7 @@ class Report:
         name: str,  # of its files
         caption: str = "",  # one sentence
         digits: int = 3,  # decimals of real numbers where people read it; CSV has all
-    ) -> "pandas.DataFrame":  # as people read it, to show it
+    ) -> WholeTable:  # as people read it, to show it
         "Write a table as CSV, Markdown and LaTeX."
         self._caption("table", name, caption)
         if self.folder:
@@ -170,20 +181,20 @@ class Report:
             named_columns(frame).to_csv(f"{path}.csv", index=False, lineterminator="\n")
             Path(f"{path}.md").write_text(markdown_table(frame, digits), encoding="utf-8")
             Path(f"{path}.tex").write_text(latex_table(frame, name, caption, digits), encoding="utf-8")
-        return readable_table(frame, digits)
+        return WholeTable(readable_table(frame, digits))
 
     def figure(self,
         figure: "matplotlib.figure.Figure",  # the figure
         name: str,  # of its files
         caption: str = "",  # one sentence
     ) -> "matplotlib.figure.Figure":  # the same figure, to show it
-        "Write a figure as SVG and PNG."
+        "Write a figure as SVG and PNG; the caption is in them, for those who can not see it."
         import matplotlib.pyplot
         from course_ml.plots import save_figure
         self._caption("figure", name, caption)
         if self.folder:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-            save_figure(figure, self.folder / "figures" / name)
+            save_figure(figure, self.folder / "figures" / name, description=caption)
         matplotlib.pyplot.close(figure)  # or the notebook shows it a second time
         return figure
 
@@ -304,9 +315,7 @@ def check_parameters(
     known = {p.name: p for p in declared if p.name != "report_dir"}
     checked = {}
     for name, value in values.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            raise ParameterError(f"unknown parameter {name!r}{f'; did you mean {close[0]!r}?' if close else ''}\nThe parameters are:\n{describe_parameters(declared)}")
+        if name not in known: raise ParameterError(f"unknown parameter {name!r}; {did_you_mean(name, list(known))}\nThe parameters are:\n{describe_parameters(declared)}")
         parameter = known[name]
         try: checked[name] = fit_value(read_value(value, parameter.default) if from_text else value, parameter.default)
         except (KeyError, TypeError, ValueError):
@@ -325,11 +334,17 @@ class Job:
     declared: list[Parameter]  # its parameters
     given: dict  # the caller's values
     values: dict  # all parameters: the caller's, else report.yml's, else the default
+    trial: bool = False  # a small run, which must not replace the results of the full one
+
+    @property
+    def place(self) -> str:
+        "The report's folder, as seen from the root."
+        return f"reports/{self.name}{'/trial' * self.trial}"
 
     @property
     def folder(self) -> Path:
         "The report's folder."
-        return self.root / "reports" / self.name
+        return self.root / self.place
 
 def report_names(
     root: str | Path,  # the folder that holds reports/
@@ -340,13 +355,13 @@ def report_names(
 def read_settings(
     name: str,  # of the report
     root: str | Path,  # the folder that holds reports/
-) -> dict:  # title, notebook, parameters, tolerance, only_by_name
+) -> dict:  # title, notebook, parameters, tolerance, only_by_name, trial
     "A report's report.yml. Raises `ReportError` if there is none, or it is incomplete."
     import yaml
     if name not in report_names(root): raise ReportError(f"there is no report {name!r}; there are: {', '.join(report_names(root)) or 'none (run this inside the project)'}")
-    settings = {"parameters": {}, "tolerance": 0, "only_by_name": False, **(yaml.safe_load((Path(root) / "reports" / name / "report.yml").read_text(encoding="utf-8")) or {})}
+    settings = {"parameters": {}, "tolerance": 0, "only_by_name": False, "trial": {}, **(yaml.safe_load((Path(root) / "reports" / name / "report.yml").read_text(encoding="utf-8")) or {})}
     if missing := {"title", "notebook"} - set(settings): raise ReportError(f"reports/{name}/report.yml has no {' and no '.join(sorted(missing))}")
-    if unknown := set(settings) - {"title", "notebook", "parameters", "tolerance", "only_by_name"}: raise ReportError(f"reports/{name}/report.yml: unknown {', '.join(sorted(unknown))}")
+    if unknown := set(settings) - {"title", "notebook", "parameters", "tolerance", "only_by_name", "trial"}: raise ReportError(f"reports/{name}/report.yml: unknown {', '.join(sorted(unknown))}")
     return settings
 
 def portable_path(
@@ -378,7 +393,8 @@ def prepare(
     given = {k: portable_path(v) for k, v in check_parameters(parameters, declared, from_text).items()}
     defaults = {p.name: p.default for p in declared if p.name != "report_dir"}
     settled = {k: path_from_here(v, root) for k, v in check_parameters(settings["parameters"], declared).items()}
-    return Job(name, root, settings["title"], path, notebook, declared, given, {**defaults, **settled, **given})
+    values, small = {**defaults, **settled, **given}, check_parameters(settings["trial"], declared)
+    return Job(name, root, settings["title"], path, notebook, declared, given, values, trial=bool(small) and small.items() <= values.items())
 
 # %% ../nbs/11_reporting.ipynb #f1a0faa5
 def start_kernel(
@@ -476,17 +492,25 @@ def inject_parameters(
     notebook.cells.insert(position, new_code_cell(source, id="parameters", metadata={"tags": ["injected-parameters"]}))
 
 # %% ../nbs/11_reporting.ipynb #b21ee851
+def lock_file(
+    folder: Path,  # a report's folder
+) -> Path:
+    "The file whose lock a run holds: the report.yml, which a trial shares with its report."
+    return next(path for path in (folder / "report.yml", folder.parent / "report.yml") if path.exists())
+
 @contextlib.contextmanager
 def only_run(
     folder: Path,  # a report's folder
 ):
     "Hold the report's lock. Raises `RunError` if another run has it, or the folder must not be written."
     if not os.access(folder, os.W_OK) or not os.access(folder.parent, os.W_OK): raise RunError(f"there is no permission to write to {folder} and the folder it is in")
-    with open(folder / "report.yml", "rb") as file:
+    lock = lock_file(folder)
+    with open(lock, "rb") as file:
         for attempt in range(5):  # a reader of the status holds the lock for an instant
             try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if attempt == 4: raise RunError(f"report {folder.name!r} is being run by process {read_status(folder).get('pid')}: wait for its end, or stop it") from None
+                running = [status["pid"] for status in map(read_status, (lock.parent, lock.parent / "trial")) if status["state"] == "running"]
+                if attempt == 4: raise RunError(f"report {lock.parent.name!r} is being run by process {', '.join(map(str, running)) or '(it begins)'}: wait for its end, or stop it") from None
                 time.sleep(.1)
             else: break
         yield
@@ -495,7 +519,7 @@ def is_running(
     folder: Path,  # a report's folder
 ) -> bool:
     "Whether a run holds the report's lock."
-    with open(folder / "report.yml", "rb") as file:
+    with open(lock_file(folder), "rb") as file:
         try: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError: return True
     return False
@@ -564,7 +588,7 @@ def machine_paths(
     "The folders of this machine, and what a report says instead."
     package = Path(course_ml.core.__file__).parents[1]
     places = {tempfile.gettempdir(): "$TMPDIR", Path.home(): "~", sysconfig.get_path("stdlib"): "python", package: ".",
-              sysconfig.get_path("purelib"): "site-packages", Path.cwd(): ".", job.root.absolute(): ".", staging.absolute(): f"reports/{job.name}"}
+              sysconfig.get_path("purelib"): "site-packages", Path.cwd(): ".", job.root.absolute(): ".", staging.absolute(): job.place}
     for value in job.values.values():
         if isinstance(value, str) and os.path.exists(value): places[Path(value).absolute()] = value
     if sys.prefix != sys.base_prefix: places[sys.prefix] = "$VIRTUAL_ENV"
@@ -719,6 +743,7 @@ th, td { padding: .22rem .75rem; border: 0; text-align: right; vertical-align: t
 th:first-child, td:first-child { text-align: left }
 thead th { border-bottom: 1px solid #333 }
 tbody tr:nth-child(even) { background: #f5f5f5 }
+details { font-size: .8rem; color: #555 }
 pre { font-size: .8rem; line-height: 1.4; white-space: pre-wrap; margin: .4rem 0 }
 code { font-size: .85em }
 footer { margin-top: 3rem; padding-top: .6rem; border-top: 1px solid #ccc; font-size: .78rem; color: #555; overflow-wrap: anywhere }
@@ -738,14 +763,13 @@ $body
 def reader_cells(
     notebook: "nbformat.NotebookNode",  # the executed notebook
 ) -> "nbformat.NotebookNode":  # a copy
-    "What a reader of the report sees: no hidden or empty cells, no title and settings of the lesson, nothing from stderr."
+    "What a reader of the report sees: no hidden cells, no title and settings of the lesson, nothing from stderr."
     from copy import deepcopy
     notebook = deepcopy(notebook)
     notebook.cells = [c for c in notebook.cells if not re.match(r"\s*#\| *hide\b", c.source) and "remove_cell" not in c.metadata.get("tags", [])]
     if notebook.cells and notebook.cells[0].cell_type == "markdown": notebook.cells[0].source = re.sub(r"(?m)\A# .*\n?|^- \w+: .*\n?", "", notebook.cells[0].source)
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]
     return notebook
 
 def drop_row_numbers(
@@ -761,21 +785,81 @@ def render_page(
     notebook: "nbformat.NotebookNode",  # the executed notebook
     title: str,  # of the report
     footer: str,  # plain text
+    code: bool = False,  # with the code of the cells, folded
 ) -> str:  # HTML
-    "The report as one HTML page, without code, scripts or anything from the network."
+    "The report as one HTML page, without scripts or anything from the network."
     import logging
     import bs4
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+    notebook = reader_cells(notebook)
+    if not code: notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]
+    exporter = HTMLExporter(template_name="basic", exclude_input=not code, exclude_input_prompt=True, exclude_output_prompt=True,
                             exclude_anchor_links=True, embed_images=True, log=logging.getLogger("course_ml.silent"))
     exporter.log.setLevel(logging.CRITICAL)
-    body = bs4.BeautifulSoup(exporter.from_notebook_node(reader_cells(notebook))[0], "html.parser")
+    body = bs4.BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
     for tag in body(["script", "link", "iframe"]) + body.select("style[scoped]"): tag.decompose()
     for table in body("table"): drop_row_numbers(table)
+    for source in body.select(".code_cell .input_area"):
+        summary = body.new_tag("summary")
+        summary.string = "Code"
+        source.pre.string = source.pre.get_text()
+        source.wrap(body.new_tag("details")).insert(0, summary)
     for image in body("img"):
         before = image.find_previous(["p", "h2", "h3", "h4"])
         image["alt"] = before.get_text(" ", strip=True) if before else title
     return PAGE.substitute(title=html.escape(title), body=str(body), footer=html.escape(footer))
+
+# %% ../nbs/11_reporting.ipynb #368020e6
+def footer_of(
+    manifest: dict,  # of a report
+) -> str:
+    "Where a page comes from, in a line."
+    source = manifest["source"]
+    return f"{manifest['command']} · commit {source['commit'] or 'none'}{' with changes' if source['dirty'] else ''} · {manifest['finished']}"
+
+PRINTED = """#set page(paper: "a4", margin: 2cm, numbering: "1")
+#set text(size: 10pt)
+#set table(inset: 3pt, stroke: none)
+#show table: set text(size: 7pt)
+#show raw: set text(size: 7pt)
+#show figure: set block(breakable: true)
+#show heading: set block(sticky: true)
+#show heading.where(level: 6): set text(size: 10pt, weight: "regular")
+#let horizontalrule = line(length: 50%)
+"""
+
+def write_pdf(
+    page: str,  # HTML, from `render_page`
+    path: str | Path,  # the PDF to write
+):
+    "Set a page on paper. Raises `ReportError` where pandoc and Typst are not installed."
+    try: import pypandoc, typst
+    except ImportError: raise ReportError("a PDF needs pandoc and Typst: pip install 'course_ml[pdf]'") from None
+    import bs4
+    body = bs4.BeautifulSoup(page, "html.parser").body
+    for caption in body("p"):
+        if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()): caption.name = "h6"
+    for row in body("tr"): del row["style"]
+    for cell in body(["th", "td"]): cell["style"] = "text-align: left"
+    with tempfile.TemporaryDirectory() as folder:
+        text = pypandoc.convert_text(str(body), "typst", format="html-native_divs-native_spans-auto_identifiers", extra_args=[f"--extract-media={folder}"], cworkdir=folder)
+        (Path(folder) / "report.typ").write_text(PRINTED + text.replace(f'"{folder}/', '"'), encoding="utf-8")
+        with atomic_path(path) as temporary: typst.compile(f"{folder}/report.typ", output=str(temporary))
+
+def export_report(
+    folder: str | Path,  # of a report that was made
+    path: str | Path,  # what to write: a .pdf, or an .html with the code folded
+) -> Path:
+    "Write a report in another form; nothing is run. Raises `ReportError` for another suffix, and for a report that was not made."
+    folder, path = Path(folder), Path(path)
+    if path.suffix not in (".pdf", ".html"): raise ReportError(f"{path}: a report can be exported as .pdf, or as .html with the code folded")
+    if not (folder / "manifest.json").exists(): raise ReportError(f"{folder} has no manifest: make the report first")
+    manifest = read_json(folder / "manifest.json")
+    page = render_page(read_notebook(folder / "report.ipynb"), manifest["title"], footer_of(manifest), code=path.suffix == ".html")
+    if path.suffix == ".pdf": write_pdf(page, path)
+    else:
+        with atomic_path(path) as temporary: temporary.write_text(page, encoding="utf-8")
+    return path
 
 # %% ../nbs/11_reporting.ipynb #1a4b60da
 def write_pages(
@@ -784,9 +868,7 @@ def write_pages(
     folder: Path,  # the report's
 ):
     "Write report.html, and the manifest with the hashes of all outputs."
-    source = manifest["source"]
-    footer = f"{manifest['command']} · commit {source['commit'] or 'none'}{' with changes' if source['dirty'] else ''} · {manifest['finished']}"
-    with atomic_path(folder / "report.html") as temporary: temporary.write_text(render_page(notebook, manifest["title"], footer), encoding="utf-8")
+    with atomic_path(folder / "report.html") as temporary: temporary.write_text(render_page(notebook, manifest["title"], footer_of(manifest)), encoding="utf-8")
     write_json(folder / "manifest.json", {**manifest, "outputs": hash_outputs(folder)})
 
 def run_into(
@@ -800,7 +882,7 @@ def run_into(
     import nbformat
     source, decided_by, start, places = source_state(job), what_decides(job), time.monotonic(), machine_paths(job, staging)
     def save(path):
-        inject_parameters(job.notebook, {**job.values, "report_dir": f"reports/{job.name}"})
+        inject_parameters(job.notebook, {**job.values, "report_dir": job.place})
         clean = without_paths(job.notebook, places)
         nbformat.write(clean, path)
         return clean
@@ -825,6 +907,7 @@ def run_report(
     "Run a report. Raises `ReportError` or `ParameterError` before, and `RunError` when the run does not finish; the old report then stays."
     job = prepare(name, parameters, root, from_text)
     status = {"state": "running", "cell": 0, "heading": "", "reason": "", "started": now(), "ended": None, "pid": os.getpid()}
+    if job.trial: job.folder.mkdir(exist_ok=True)
     with only_run(job.folder), Progress(1 + sum(c.cell_type == "code" for c in job.notebook.cells), job.title) as progress:
         def on_cell(number, heading):
             status.update(cell=number, heading=heading)

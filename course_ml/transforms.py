@@ -13,14 +13,14 @@ import torch
 from PIL import Image, ImageFilter
 from torch import nn
 import course_ml
-from .core import AUGMENTATIONS, PREPROCESSING, Progress, Recipe, atomic_path, cache_folder, content_hash, read_step
-from .data import Dataset
+from .core import AUGMENTATIONS, PREPROCESSING, Progress, Recipe, atomic_path, cache_folder, content_hash, derive_seed, read_step
+from .data import Dataset, Folds
 
 # %% auto #0
 __all__ = ['RANGES', 'CROP_RATIO', 'MOVEMENTS', 'AUGMENTATION_SETS', 'PREPROCESS', 'read_augmentation', 'uniform', 'affine_maps',
-           'move', 'grey', 'blend', 'turn_hue', 'colour_jitter', 'repaint', 'augment_batch', 'greyscale',
-           'circular_mask', 'blurred_periphery', 'high_pass', 'otsu_threshold', 'foreground', 'remove_background',
-           'preprocess_image', 'rembg_foreground', 'recipe_images', 'mix_batch']
+           'move', 'grey', 'blend', 'turn_hue', 'colour_jitter', 'repaint', 'augment_batch', 'augmented_copies',
+           'greyscale', 'circular_mask', 'blurred_periphery', 'high_pass', 'otsu_threshold', 'foreground',
+           'remove_background', 'preprocess_image', 'rembg_foreground', 'recipe_images', 'mix_batch']
 
 # %% ../nbs/01c_transforms.ipynb #23b0b6a2
 RANGES = {"rotation": [(0, 180)], "zoom": [(0, .9)], "crop": [(.01, 1)], "brightness": [(0, 1)], "colour": [(0, 1)],
@@ -161,6 +161,28 @@ AUGMENTATION_SETS = {
     "heavy": ("crop 0.6", "flip", "vertical flip", "rotation 180", "zoom 0.2", "colour 0.3", "erase 0.5"),
     "automatic": ("flip", "trivial augment"),
 }
+
+# %% ../nbs/01c_transforms.ipynb #333291a5
+def augmented_copies(
+    dataset: Dataset,
+    folds: Folds,  # a holdout of it
+    augment: tuple[str, ...],  # as in `Recipe.augment`
+    variants: int,  # copies of each training picture, 1 or more
+    size: int,  # side of all pictures (pixels)
+    seed: int = 0,  # of the changes
+) -> tuple[Dataset, Folds]:  # all pictures and the copies, in memory; validation and test are as before
+    "The data set with changed copies of its training pictures. Raises `ValueError` for a wrong step, or no copies."
+    if variants < 1: raise ValueError(f"variants is {variants}: ask for 1 copy of each training picture or more")
+    folds.matches(dataset)
+    images, rows = np.asarray(dataset.images(size)), np.tile(folds.rows("train"), variants)
+    changed = [augment_batch(torch.from_numpy(images[part]).permute(0, 3, 1, 2).float() / 255, augment, derive_seed(seed, "copies", number))
+               for number, part in enumerate(np.split(rows, range(256, len(rows), 256)))]
+    copies = (torch.cat(changed).permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    number = np.repeat(np.arange(variants), len(rows) // variants) + 1
+    ids = [*dataset.items.id, *(f"{i}, copy {k}" for i, k in zip(dataset.items.id.iloc[rows], number))]
+    groups = [*dataset.items.group, *dataset.items.group.iloc[rows]]
+    more = Dataset.from_arrays(dataset.name, np.concatenate([images, copies]), np.concatenate([dataset.labels, dataset.labels[rows]]), dataset.classes, ids, groups)
+    return more, Folds(ids, [*folds.parts, *["train"] * len(rows)], groups, folds.seed)
 
 # %% ../nbs/01c_transforms.ipynb #7b07d622
 def greyscale(

@@ -16,7 +16,7 @@ from test_reporting import PICTURE, TABLE, WORK, contents, course_ml, gone, wait
 
 from course_ml.command_line import main
 from course_ml.core import read_json, write_json
-from course_ml.regenerating import compare_tables, diff, regenerate, stale, verify
+from course_ml.regenerating import compare_tables, diff, regenerate, run_reports, stale, verify
 from course_ml.reporting import code_hash, prepare, read_status, run_report, used_modules
 
 
@@ -138,6 +138,15 @@ def test_the_same_through_dask(project, capsys):
     write_report(project, "good", "## Results", WORK)
     assert main(["report", "good", "tiny", "--executor", "dask", "--jobs", "2"]) == 0
     assert read_status("reports/good")["state"] == "finished" and re.search(r"tiny +up to date", capsys.readouterr().out)
+
+
+def test_the_same_through_jobs_of_slurm(project, monkeypatch):
+    monkeypatch.setenv("COURSE_ML_HOME", str(project / "home"))
+    write_report(project, "good", "## Results", WORK)
+    write_report(project, "bad", "## Results", "1 / 0")
+    said = run_reports([prepare("good", {}), prepare("bad", {})], workers=2, executor="slurm:local")  # submitit runs the jobs here
+    assert said["good"] == "" and "ZeroDivisionError" in said["bad"]
+    assert [read_status(f"reports/{name}")["state"] for name in ("good", "bad")] == ["finished", "failed"]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])

@@ -17,7 +17,7 @@ import pytest
 
 from course_ml.core import file_hash, read_json
 from course_ml.command_line import main
-from course_ml.reporting import (ParameterError, Report, ReportError, RunError, make_command, prepare, read_notebook, read_parameters,
+from course_ml.reporting import (ParameterError, Report, ReportError, RunError, make_command, only_run, prepare, read_notebook, read_parameters,
                                  read_status, run_report)
 
 PARAMETERS = '''report_dir = ""  # filled in by course-ml
@@ -139,6 +139,49 @@ def test_page_stands_alone(whole_project):
     assert "<script" not in page and "<link" not in page and not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert "data:image/png;base64," in page and 'alt="Figure 1. A line."' in page and page.count("<img") == 1
     assert "default-src 'none'" in page and len(page) < 100_000
+
+
+def test_other_forms_of_a_report(whole_project, capsys):
+    before = contents(run_report("tiny"))
+    assert main(["export", "tiny", "tiny.html"]) == 0 and main(["export", "reports/tiny", "tiny.pdf"]) == 0
+    page = Path("tiny.html").read_text()
+    assert page.count("<details><summary>Code</summary>") >= 3 and "import pandas" in page and "<script" not in page and "0.333" in page
+    assert Path("tiny.pdf").read_bytes().startswith(b"%PDF-") and b"/Image" in Path("tiny.pdf").read_bytes()
+    assert contents(whole_project / "reports/tiny") == before
+    assert main(["export", "tiny", "tiny.docx"]) == 2 and main(["export", "none", "none.pdf"]) == 2
+    said = capsys.readouterr().err
+    assert "can be exported as .pdf" in said and "make the report first" in said
+
+
+def test_a_pdf_needs_its_tools(whole_project, monkeypatch, capsys):
+    run_report("tiny")
+    monkeypatch.setitem(sys.modules, "typst", None)
+    assert main(["export", "tiny", "tiny.pdf"]) == 2 and "pip install 'course_ml[pdf]'" in capsys.readouterr().err and not Path("tiny.pdf").exists()
+
+
+def test_long_tables_are_whole(project):
+    long = 'import pandas as pd\nfrom course_ml.reporting import Report\nReport(report_dir).table(pd.DataFrame({"text": ["word " * 40 + f"end {i}." for i in range(90)]}), "long", "Long.")'
+    write_report(project, "tiny", long)
+    page = (run_report("tiny") / "report.html").read_text()
+    assert all(f"end {i}." in page for i in range(90)) and "..." not in page
+
+
+def test_a_trial_leaves_the_full_report_alone(project, capsys):
+    folder = write_report(project, "tiny", "## Results", WORK)
+    with open(folder / "report.yml", "a") as file: file.write("trial: {images: 3}\n")
+    full = contents(run_report("tiny"))
+    assert run_report("tiny", {"images": 3}) == Path("reports/tiny/trial")
+    assert {name: digest for name, digest in contents(folder).items() if not name.startswith("trial/")} == full
+    assert read_json("reports/tiny/trial/results.json") != read_json("reports/tiny/results.json")
+    trial = contents(folder / "trial")
+    run_report("tiny", {"images": 41})
+    assert contents(folder / "trial") == trial and "report_dir = 'reports/tiny/trial'" in (folder / "trial/report.ipynb").read_text()
+    assert main(["reports"]) == 0 and [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["tiny", "finished"], ["tiny/trial", "finished"]]
+    for images in ("3", "41"): assert main(["report", "tiny", "-p", "images", images]) == 0 and "Up to date" in capsys.readouterr().out
+    assert main(["verify", "tiny", "--trial"]) == 0
+    with only_run(folder / "trial"), pytest.raises(RunError, match="report 'tiny' is being run"): run_report("tiny", {"images": 42})
+    with open(folder / "report.yml", "a") as file: file.write("trial: {imagse: 3}\n")
+    assert main(["report", "tiny"]) == 2 and "did you mean 'images'" in capsys.readouterr().err
 
 
 def test_tables_are_the_same_every_time(whole_project):
@@ -312,7 +355,16 @@ def test_full_disk(small_disk, monkeypatch):
     assert read_status(folder)["state"] == "finished"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_disk_that_must_not_be_written(small_disk, monkeypatch):
+    monkeypatch.chdir(small_disk)
+    monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
+    before = contents(write_report(small_disk, "tiny", "## Results", WORK)) | contents(run_report("tiny"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(RunError, match="no permission to write"): run_report("tiny")
+    assert contents(small_disk / "reports/tiny") == before and read_status("reports/tiny")["state"] == "finished"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root; the test before this one stands for it")
 def test_no_permission(project):
     before = contents(run_report("tiny"))
     Path("reports/tiny").chmod(0o555)

@@ -21,7 +21,7 @@ from .core import atomic_path
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
 
 # %% ../nbs/06_plots.ipynb #a68e146b
-COLOURS = plt.style.library["seaborn-v0_8-colorblind"]["axes.prop_cycle"].by_key()["color"]
+COLOURS = [colour for colour in plt.style.library["seaborn-v0_8-colorblind"]["axes.prop_cycle"].by_key()["color"] if colour != "#F0E442"] + ["black"]
 RIGHT, WRONG = COLOURS[0], COLOURS[2]  # blue and vermilion
 MARKERS = "osD^v"
 

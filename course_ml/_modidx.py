@@ -506,6 +506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_ml.recipes.named_recipe': ('efficientnet.html#named_recipe', 'course_ml/recipes.py'),
                                    'course_ml.recipes.read_changes': ('efficientnet.html#read_changes', 'course_ml/recipes.py'),
                                    'course_ml.recipes.recipe_sheet': ('efficientnet.html#recipe_sheet', 'course_ml/recipes.py'),
+                                   'course_ml.recipes.smoke_run': ('efficientnet.html#smoke_run', 'course_ml/recipes.py'),
                                    'course_ml.recipes.stage_table': ('efficientnet.html#stage_table', 'course_ml/recipes.py')},
             'course_ml.regenerating': { 'course_ml.regenerating._advance': ('regenerating.html#_advance', 'course_ml/regenerating.py'),
                                         'course_ml.regenerating._causes': ('regenerating.html#_causes', 'course_ml/regenerating.py'),

@@ -7,17 +7,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from .baselines import HEADS
 from .core import Recipe, did_you_mean
-from .transfer import build_model
+from .data import Dataset, Folds
+from .transfer import build_model, train_recipe
 from .transforms import AUGMENTATION_SETS
 
 # %% auto #0
 __all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'block_table', 'draw_block', 'stage_table', 'count_multiply_adds',
-           'draw_stages', 'named_recipe', 'read_changes', 'count_parameters', 'recipe_sheet']
+           'draw_stages', 'named_recipe', 'read_changes', 'count_parameters', 'recipe_sheet', 'smoke_run']
 
 # %% ../nbs/04_efficientnet.ipynb #fa592834
 def block_table(
@@ -245,3 +247,21 @@ def recipe_sheet(
         rows.append({"name": name, "study": study, "framework": recipe.framework, "backbone": recipe.backbone, "parameters": parameters, "trainable": trainable,
                      "input": f"{recipe.image_size}×{recipe.image_size}", "epochs × batch": f"{recipe.epochs} × {recipe.batch_size}", "command": f"course-ml train {name} --data PATH"})
     return pd.DataFrame(rows)
+
+# %% ../nbs/04_efficientnet.ipynb #7ded10d0
+def smoke_run(
+    name: str,  # of a recipe of torch
+    dataset: Dataset,
+    folds: Folds,
+    pictures: int = 4,  # to train on, and as many to validate on
+) -> dict:  # recipe, image size (pixels), parameters (millions), multiply-adds (thousand millions, for a picture), validation loss, hours of the whole training
+    "Train a recipe for one epoch on a few pictures, all weights from a random start. The hours are those of all its epochs on all training pictures, on this machine as busy as it is."
+    whole = named_recipe(name)
+    recipe = whole.replace(weights="none", freeze="none", class_weights="none", epochs=1, warmup_epochs=0.0, patience=0, batch_size=2, precision="fp32")
+    few = dataset.take(np.concatenate([folds.rows(part)[:pictures] for part in ("train", "validation")]))
+    ids = list(few.items.id)
+    history = train_recipe(recipe, few, Folds(ids, ["train"] * pictures + ["validation"] * pictures, ids)).history
+    with torch.device("meta"): model = build_model(recipe, len(dataset.classes))
+    hours = history.seconds.iloc[0] / pictures * len(folds.rows("train")) * whole.epochs / 3600
+    return {"recipe": name, "image size": whole.image_size, "parameters": count_parameters(recipe, len(dataset.classes))[0] / 1e6, "multiply-adds": count_multiply_adds(model, whole.image_size) / 1e9,
+            "validation loss": history.validation_loss.iloc[0], "hours": hours}

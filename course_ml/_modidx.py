@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_ml.core.read_json': ('core.html#read_json', 'course_ml/core.py'),
                                 'course_ml.core.read_step': ('core.html#read_step', 'course_ml/core.py'),
                                 'course_ml.core.set_seed': ('core.html#set_seed', 'course_ml/core.py'),
+                                'course_ml.core.share_of_cores': ('core.html#share_of_cores', 'course_ml/core.py'),
                                 'course_ml.core.write_json': ('core.html#write_json', 'course_ml/core.py')},
             'course_ml.crossval': { 'course_ml.crossval.CrossValidation': ('crossval.html#crossvalidation', 'course_ml/crossval.py'),
                                     'course_ml.crossval.CrossValidation.out_of_fold': ( 'crossval.html#crossvalidation.out_of_fold',

@@ -21,7 +21,7 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['PACKAGES', 'CHOICES', 'FREEZING', 'PREPROCESSING', 'AUGMENTATIONS', 'cache_folder', 'set_seed', 'content_hash',
            'derive_seed', 'file_hash', 'atomic_path', 'write_json', 'read_json', 'did_you_mean', 'Progress',
-           'choose_device', 'package_versions', 'machine', 'doctor', 'read_step', 'Recipe']
+           'choose_device', 'share_of_cores', 'package_versions', 'machine', 'doctor', 'read_step', 'Recipe']
 
 # %% ../nbs/00_core.ipynb #b7954c2b
 def cache_folder() -> Path:
@@ -166,6 +166,14 @@ def choose_device() -> str:  # "cuda", "mps" or "cpu"
     import torch
     if torch.cuda.is_available(): return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+# %% ../nbs/00_core.ipynb #19fbdf08
+def share_of_cores(
+    workers: int,  # how many work at a time
+) -> int:  # 1 or more
+    "How many threads each worker may have."
+    allowed = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, (int(allowed) if allowed.isdigit() else os.cpu_count() or 1) // workers)
 
 # %% ../nbs/00_core.ipynb #1540fabf
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "tensorflow", "keras", "scikit-learn", "numpy", "pandas", "pillow",

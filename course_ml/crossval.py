@@ -18,7 +18,7 @@ import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 from scipy.stats import t
 import course_ml
-from .core import Progress, Recipe, atomic_path, cache_folder, content_hash
+from .core import Progress, Recipe, atomic_path, cache_folder, content_hash, share_of_cores
 from .data import Dataset, Folds, Predictions
 from .metrics import bootstrap_difference, matching_rows, wilson_interval
 from .training import Run
@@ -149,7 +149,7 @@ def cross_validate(
     "Train every fold that is not finished. Raises `RuntimeError` naming the folds that failed; the others are kept."
     folder = Path(folder) if folder else cache_folder() / "crossval" / content_hash(course_ml.__version__, recipe, dataset.fingerprint, folds.hash)
     runs = [Run(folder / f"fold_{fold}") for fold in range(folds.k)]
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = threads or share_of_cores(workers)
     jobs = {f"fold {fold}": (recipe, dataset, folds, fold, run.folder, threads) for fold, run in enumerate(runs) if not run.finished}
     with Progress(folds.k * recipe.epochs, f"epochs of {folds.k} folds") as progress:
         failed = {name: outcome.error for name, outcome in submit(train_fold, jobs, executor, workers, lambda: _show(progress, runs, recipe)).items() if outcome.error}

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from .core import Progress, Recipe, atomic_path, cache_folder, choose_device, content_hash, derive_seed, machine, package_versions, read_json, set_seed, write_json
+from .core import Progress, Recipe, atomic_path, cache_folder, choose_device, content_hash, derive_seed, machine, package_versions, read_json, set_seed, share_of_cores, write_json
 from .data import Dataset, Folds, Predictions
 from .minis import load_dataset
 from .speed import Choice, layout_of, probe_speed
@@ -593,7 +593,7 @@ def launch(
     options = [word for name, value in source.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "course_ml.training",
                str(folder / "launched.yml"), "--folds", str(folder / "folds.json"), "--fold", str(fold), "--folder", str(folder), *options]
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = share_of_cores(processes)
     ended = subprocess.run(command, env={"OMP_NUM_THREADS": str(threads), **os.environ}, stderr=subprocess.PIPE, text=True)
     if ended.returncode: raise RuntimeError(_what_happened(ended.stderr, folder))
     return Run(folder)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
-from .core import Progress, Recipe, atomic_path
+from .core import Progress, Recipe, atomic_path, share_of_cores
 from .crossval import submit
 from .data import Dataset, Folds
 from .plots import COLOURS, new_figure, settle
@@ -95,7 +95,7 @@ def tune(
     before = len(study.trials) - len(study.get_trials(states=_waiting()))
     left = max(0, trials - before)
     shares = [left // workers + (number < left % workers) for number in range(workers)]
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = threads or share_of_cores(workers)
     jobs = {f"worker {number}": (suggest, dataset, folds, folder, monitor, before + number, share, threads) for number, share in enumerate(shares) if share}
     with Progress(trials, "trials") as progress:
         failed = {name: outcome.error for name, outcome in submit(work, jobs, executor, workers, lambda: _show(progress, study)).items() if outcome.error}

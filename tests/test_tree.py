@@ -52,10 +52,12 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
-def settings(key: str) -> list[Requirement]:
+def settings() -> dict[str, list[Requirement]]:
+    "What the package needs, by the key of settings.ini: requirements, keras_requirements, ..."
     reader = ConfigParser(delimiters=["="], interpolation=None)
     reader.read(ROOT / "settings.ini", encoding="utf-8")
-    return [Requirement(text) for text in reader["DEFAULT"][key].split()]
+    return {key: [Requirement(one) for one in text.split()]
+            for key, text in reader["DEFAULT"].items() if key.endswith("requirements")}
 
 
 # The notebooks and what is made from them
@@ -183,9 +185,8 @@ def test_imports_go_one_way(path):
 
 @every_module
 def test_imports_what_settings_declare(path):
-    declared = {canonicalize_name(requirement.name)
-                for key in ("requirements", "keras_requirements", "kaggle_requirements", "rembg_requirements", "cluster_requirements", "jupyter_requirements")
-                for requirement in settings(key)}
+    declared = {canonicalize_name(requirement.name) for key, requirements in settings().items()
+                if key != "dev_requirements" for requirement in requirements}
     distributions = packages_distributions()
     top = {name.split(".")[0] for name in imported_names(path)} - set(sys.stdlib_module_names)
     top -= {"course_ml", "triton"}  # triton comes with torch, on some platforms
@@ -194,11 +195,11 @@ def test_imports_what_settings_declare(path):
     assert not missing, f"not among the requirements in settings.ini: {sorted(missing)}"
 
 
-@pytest.mark.parametrize("key", ["requirements", "keras_requirements", "dev_requirements"])
+@pytest.mark.parametrize("key", ["requirements", "keras_requirements", "pdf_requirements", "dev_requirements"])
 def test_requirements_are_installed_in_the_tested_versions(key):
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     tested = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
-    for requirement in settings(key):
+    for requirement in settings()[key]:
         assert tested[canonicalize_name(requirement.name)] in requirement.specifier, requirement
         assert version(requirement.name) in requirement.specifier, requirement
 

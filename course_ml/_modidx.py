@@ -589,6 +589,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'course_ml.reporting.peak_memory': ('reporting.html#peak_memory', 'course_ml/reporting.py'),
                                      'course_ml.reporting.portable_path': ('reporting.html#portable_path', 'course_ml/reporting.py'),
                                      'course_ml.reporting.prepare': ('reporting.html#prepare', 'course_ml/reporting.py'),
+                                     'course_ml.reporting.put_back': ('reporting.html#put_back', 'course_ml/reporting.py'),
                                      'course_ml.reporting.read_assignment': ('reporting.html#read_assignment', 'course_ml/reporting.py'),
                                      'course_ml.reporting.read_notebook': ('reporting.html#read_notebook', 'course_ml/reporting.py'),
                                      'course_ml.reporting.read_parameters': ('reporting.html#read_parameters', 'course_ml/reporting.py'),

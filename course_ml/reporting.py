@@ -38,7 +38,7 @@ __all__ = ['OWN_FILES', 'PAGE', 'PRINTED', 'check_record', 'named_columns', 'rea
            'read_value', 'check_parameters', 'Job', 'report_names', 'read_settings', 'portable_path', 'path_from_here',
            'prepare', 'start_kernel', 'fresh_kernel', 'peak_memory', 'run_cells', 'run_cells_within',
            'execute_notebook', 'inject_parameters', 'lock_file', 'only_run', 'is_running', 'read_status', 'now',
-           'failure', 'other_files', 'staging_folder', 'machine_paths', 'without_paths', 'code_hash',
+           'failure', 'other_files', 'put_back', 'staging_folder', 'machine_paths', 'without_paths', 'code_hash',
            'imported_modules', 'used_modules', 'named_files', 'what_decides', 'source_state', 'make_command',
            'make_manifest', 'hash_outputs', 'reader_cells', 'drop_row_numbers', 'render_page', 'footer_of', 'write_pdf',
            'export_report', 'write_pages', 'run_into', 'run_report']
@@ -349,8 +349,10 @@ class Job:
 def report_names(
     root: str | Path,  # the folder that holds reports/
 ) -> list[str]:
-    "The reports there are."
-    return sorted(path.parent.name for path in Path(root).glob("reports/*/report.yml"))
+    "The reports there are. One whose run was killed at the very end, its folder moved aside, gets its folder back."
+    for old in [path.parent for path in Path(root).glob("reports/.*.old/report.yml")]:
+        if not is_running(old): put_back(old.with_name(old.name[1:-len(".old")]))
+    return sorted(path.parent.name for path in Path(root).glob("reports/[!.]*/report.yml"))
 
 def read_settings(
     name: str,  # of the report
@@ -562,6 +564,13 @@ def other_files(
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in files if path.as_posix() not in written)
 
+def put_back(
+    folder: Path,  # a report's folder
+):
+    "Undo half an exchange: the folder was moved aside, and no other took its place."
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists(): old.rename(folder)
+
 @contextlib.contextmanager
 def staging_folder(
     folder: Path,  # a report's folder
@@ -578,6 +587,7 @@ def staging_folder(
         folder.rename(old)
         staging.rename(folder)
     finally:
+        put_back(folder)
         for leftover in (staging, old): shutil.rmtree(leftover, ignore_errors=True)
 
 # %% ../nbs/11_reporting.ipynb #b621a7f4

@@ -18,7 +18,7 @@ import pytest
 from course_ml.core import file_hash, read_json
 from course_ml.command_line import main
 from course_ml.reporting import (ParameterError, Report, ReportError, RunError, make_command, only_run, prepare, read_notebook, read_parameters,
-                                 read_status, run_report)
+                                 read_status, report_names, run_report)
 
 PARAMETERS = '''report_dir = ""  # filled in by course-ml
 images = 40  # how many pictures
@@ -372,6 +372,25 @@ def test_no_permission(project):
         with pytest.raises(RunError, match="no permission to write"): run_report("tiny")
     finally: Path("reports/tiny").chmod(0o755)
     assert contents(project / "reports/tiny") == before and read_status("reports/tiny")["state"] == "finished"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_stopped_while_folders_are_exchanged(project, monkeypatch, stop):
+    before, rename = contents(run_report("tiny")), Path.rename
+    def stopped(path, target):
+        if path.name == ".tiny.new": raise stop("between the two renames")
+        return rename(path, target)
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(RunError): run_report("tiny")
+    assert contents(project / "reports/tiny") == before and [path.name for path in Path("reports").iterdir()] == ["tiny"]
+
+
+def test_killed_while_folders_are_exchanged(project):
+    before, aside = contents(run_report("tiny")), Path("reports/.tiny.old")
+    Path("reports/tiny").rename(aside)
+    with only_run(aside): assert report_names(".") == []  # the run that moved it is still at work
+    assert report_names(".") == ["tiny"]
+    assert contents(project / "reports/tiny") == before and not aside.exists()
 
 
 def gone(pid):

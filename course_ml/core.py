@@ -187,11 +187,11 @@ def package_versions() -> dict[str, str]:  # package name -> version, or "not in
         except PackageNotFoundError: return "not installed"
     return {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
 
-def machine() -> dict:  # cores, memory in GiB, processor, system
-    "What kind of machine this is; nothing that names its owner."
+def machine() -> dict:  # cores, threads that may be used, memory in GiB, processor, system
+    "What kind of machine this is; nothing that names its owner. Other numbers of threads round sums differently."
     import psutil
     return {"system": f"{platform.system()} {platform.machine()}", "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
+            "cores": os.cpu_count(), "threads": share_of_cores(1), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
 
 # %% ../nbs/00_core.ipynb #49e572f1
 def doctor() -> "pandas.DataFrame":  # columns what, found

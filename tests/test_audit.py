@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-from course_ml.audit import (DAMAGES, audit, check_auc, check_averages, exact_scores, found_share, layer_parameters, p_value_bounds, parse_record,
-                             possible_calls, read_printed, read_record, true_record)
+from course_ml.audit import DAMAGES, audit, check_auc, check_averages, exact_scores, found_share, layer_parameters, p_value_bounds, parse_record, possible_calls, read_printed, read_record, true_record
 from course_ml.metrics import mcnemar_p_value
 from course_ml.command_line import main
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, strategies
 from sklearn.metrics import average_precision_score
 
-from course_ml.cleaning import (acquisition_batches, apply_decisions, chance_similarity, clean_folds, compare_detectives, decide, label_issues,
-                                leak_effect, leaking_pairs, outlier_suspicion, pairs_in_blocks, order_blocks, read_decisions, score_cuts, similar_pairs, suspicion)
-from course_ml.core import Recipe
-from course_ml.crossval import cross_validate, view_folds
-from course_ml.data import Dataset, Folds, Predictions
-from course_ml.minis import load_dataset
+from course_ml.cleaning import acquisition_batches, apply_decisions, chance_similarity, clean_split, compare_detectors, decide, label_issues, leak_effect, leaking_pairs, outlier_scores, pairs_in_blocks, order_blocks, read_decisions, score_cuts, similar_pairs, label_issue_scores
+from course_ml.config import Recipe
+from course_ml.crossval import cross_validate, predict_out_of_fold
+from course_ml.data import Dataset, Split
+from course_ml.predictions import Predictions
+from course_ml.datasets import load_dataset
 
 
 def guess(classes=4, n=200, noise=.1, seed=0):
@@ -29,52 +29,52 @@ def guess(classes=4, n=200, noise=.1, seed=0):
 @given(data=strategies.data(), n=strategies.integers(2, 60))
 def test_the_area_under_the_cuts_is_scikit_learns(data, n):
     scores = np.array(data.draw(strategies.permutations(range(n))), float)
-    guilty = np.array(data.draw(strategies.lists(strategies.booleans(), min_size=n, max_size=n).filter(any)))
-    table = score_cuts(scores, guilty)
+    mislabeled = np.array(data.draw(strategies.lists(strategies.booleans(), min_size=n, max_size=n).filter(any)))
+    table = score_cuts(scores, mislabeled)
     area = (np.diff(table.recall, prepend=0) * table.precision).sum()
-    assert area == pytest.approx(average_precision_score(guilty, scores))
+    assert area == pytest.approx(average_precision_score(mislabeled, scores))
     assert table.recall.iloc[-1] == 1 and table.recall.is_monotonic_increasing
 
 
 @pytest.mark.parametrize("method", ["loss", "confident learning"])
 def test_planted_noise_is_found_far_better_than_by_chance(method):
-    said, wrong = guess()
-    table = compare_detectives({method: suspicion(said, method), "chance": np.random.default_rng(1).random(len(said))}, wrong)
+    preds, wrong = guess()
+    table = compare_detectors({method: label_issue_scores(preds, method), "chance": np.random.default_rng(1).random(len(preds))}, wrong)
     found, chance = table.itertuples()
     assert found.low > 3 * wrong.mean() and chance.low < wrong.mean() < chance.high
 
 
 def test_the_proposed_label_is_the_true_one():
-    said, wrong = guess(n=400)
-    issues = label_issues(said)
-    caught = issues[issues.issue & issues.id.isin(np.array(said.ids)[wrong])]
-    true = pd.Series(np.array(list("abcd"))[np.arange(400) % 4], index=said.ids)
+    preds, wrong = guess(n=400)
+    issues = label_issues(preds)
+    caught = issues[issues.issue & issues.id.isin(np.array(preds.ids)[wrong])]
+    true = pd.Series(np.array(list("abcd"))[np.arange(400) % 4], index=preds.ids)
     assert len(caught) > .7 * wrong.sum() and (true[caught.id].to_numpy() == caught.proposed).mean() > .85
 
 
 @pytest.fixture
-def pictures():
+def images():
     dataset = load_dataset("digits", size=16)
     return dataset.take(np.random.default_rng(0).permutation(len(dataset))[:80])
 
 
-def test_decisions_outlive_the_notebook_and_replace_one_another(pictures, tmp_path):
-    file, (first, second) = tmp_path / "new" / "decisions.csv", pictures.items.id[:2]
+def test_decisions_outlive_the_notebook_and_replace_one_another(images, tmp_path):
+    file, (first, second) = tmp_path / "new" / "decisions.csv", images.items.id[:2]
     file.parent.mkdir()
     decide(file, first, "remove"); decide(file, second, "relabel", "7"); decide(file, first, "keep")
     assert read_decisions(file).to_numpy().tolist() == [[second, "relabel", "7"], [first, "keep", ""]]
-    reviewed = apply_decisions(pictures, file)
-    assert reviewed.labels[1] == 7 and len(reviewed) == len(pictures) and pictures.labels[1] == pictures.items.label[1]
+    reviewed = apply_decisions(images, file)
+    assert reviewed.labels[1] == 7 and len(reviewed) == len(images) and images.labels[1] == images.items.label[1]
 
 
-def test_decisions_that_make_no_sense_are_named(pictures, tmp_path):
+def test_decisions_that_make_no_sense_are_named(images, tmp_path):
     file = tmp_path / "decisions.csv"
-    file.write_text(f"id,decision,label\n{pictures.items.id[0]},keep,\n{pictures.items.id[1]},burn,\n")
+    file.write_text(f"id,decision,label\n{images.items.id[0]},keep,\n{images.items.id[1]},burn,\n")
     with pytest.raises(ValueError, match=r"decisions.csv, row 3: 'burn'"): read_decisions(file)
     file.write_text("id,decision,label\nnobody,keep,\n")
-    with pytest.raises(KeyError, match="no picture 'nobody'"): apply_decisions(pictures, file)
-    file.write_text(f"id,decision,label\n{pictures.items.id[0]},relabel,eleven\n")
-    with pytest.raises(KeyError, match="no class 'eleven'"): apply_decisions(pictures, file)
+    with pytest.raises(KeyError, match="no image 'nobody'"): apply_decisions(images, file)
+    file.write_text(f"id,decision,label\n{images.items.id[0]},relabel,eleven\n")
+    with pytest.raises(KeyError, match="no class 'eleven'"): apply_decisions(images, file)
 
 
 @pytest.fixture
@@ -98,9 +98,9 @@ def test_twins_are_found_without_being_told(twins):
 def test_grouped_folds_do_not_leak_and_careless_ones_do(twins):
     dataset, features = twins
     pairs = similar_pairs(dataset, features)
-    careless = leaking_pairs(pairs, Folds.kfold(dataset, k=4))
+    careless = leaking_pairs(pairs, Split.kfold(dataset, k=4))
     assert len(careless) > 20 and (careless.part != careless.other_part).all()
-    assert leaking_pairs(pairs, Folds.kfold(dataset.grouped(pairs), k=4)).empty
+    assert leaking_pairs(pairs, Split.kfold(dataset.grouped(pairs), k=4)).empty
 
 
 def test_order_without_structure_shows_none(twins):
@@ -114,35 +114,35 @@ def test_chance_similarity_grows_with_the_share(twins):
     assert chance_similarity(features, dataset.labels, 1e-1) < chance_similarity(features, dataset.labels, 1e-3)
 
 
-def test_leak_effect_counts_every_picture_once(twins):
+def test_leak_effect_counts_every_image_once(twins):
     dataset, features = twins
-    said = Predictions.make(dataset.items.id, dataset.labels, np.eye(4)[(dataset.labels + (np.arange(80) % 5 == 0)) % 4], dataset.classes)
-    table = leak_effect(said, similar_pairs(dataset, features).head(7)).set_index("pictures")
+    preds = Predictions.make(dataset.items.id, dataset.labels, np.eye(4)[(dataset.labels + (np.arange(80) % 5 == 0)) % 4], dataset.classes)
+    table = leak_effect(preds, similar_pairs(dataset, features).head(7)).set_index("images")
     assert table.n.to_dict() == {"all": 80, "with a twin": 14, "without": 66} and (table.n * table.accuracy).round().astype(int).to_dict()["all"] == 64
 
 
 def test_a_point_far_away_is_the_first_outlier():
     features = np.random.default_rng(0).normal(size=(100, 8)) + 4
     features[17] *= [1, -1] * 4
-    assert outlier_suspicion(features).argmax() == 17
+    assert outlier_scores(features).argmax() == 17
 
 
 def test_batches_need_to_be_apart():
     rng = np.random.default_rng(0)
-    colours = rng.normal(size=(120, 3))
-    colours[:30] += 12
-    assert acquisition_batches(colours)[0].tolist() == [1] * 30 + [0] * 90
+    colors = rng.normal(size=(120, 3))
+    colors[:30] += 12
+    assert acquisition_batches(colors)[0].tolist() == [1] * 30 + [0] * 90
     assert not acquisition_batches(rng.normal(size=(120, 3)))[0].any()
 
 
-def test_the_answers_for_all_are_those_of_the_kept_and_of_each_folds_own_model(pictures, tmp_path):
-    folds, removed = Folds.kfold(pictures, k=2), pictures.items.id[[3, 10, 40]]
-    cleaned = pictures.without(pd.DataFrame({"id": removed, "reason": "a test"}))
-    validated = cross_validate(Recipe(image_size=16, epochs=1), cleaned, clean_folds(folds, cleaned), tmp_path)
-    everything = view_folds(validated, pictures, folds=folds)
-    assert everything.ids == list(pictures.items.id)
+def test_the_answers_for_all_are_those_of_the_kept_and_of_each_folds_own_model(images, tmp_path):
+    split, removed = Split.kfold(images, k=2), images.items.id[[3, 10, 40]]
+    cleaned = images.without(pd.DataFrame({"id": removed, "reason": "a test"}))
+    validated = cross_validate(Recipe(image_size=16, epochs=1), cleaned, clean_split(split, cleaned), tmp_path)
+    everything = predict_out_of_fold(validated, images, split=split)
+    assert everything.ids == list(images.items.id)
     kept = ~np.isin(everything.ids, removed)
     np.testing.assert_allclose(everything.probabilities[kept], validated.out_of_fold.probabilities, atol=1e-6)
-    own = dict(zip(folds.ids, folds.parts))
+    own = dict(zip(split.ids, split.splits))
     assert [f"fold {fold}" for fold in everything.table.fold] == [own[i] for i in everything.ids]
-    with pytest.raises(ValueError, match="not among the pictures of the folds"): clean_folds(folds, replace(pictures, items=pictures.items.assign(id="new-" + pictures.items.id)))
+    with pytest.raises(ValueError, match="not among the images of the folds"): clean_split(split, replace(images, items=images.items.assign(id="new-" + images.items.id)))

@@ -10,10 +10,13 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from course_ml.data import Dataset, Folds, Predictions, UnreadableImage, deal_groups, export_image_folder, near_pairs, read_dataset
+from course_ml.decoding import UnreadableImage
+from course_ml.data import Dataset, Split, assign_groups, near_pairs
+from course_ml.predictions import Predictions
+from course_ml.readers import export_image_folder, read_dataset
 
 
-def picture(seed, size=(40, 30), mode="RGB"):
+def make_image(seed, size=(40, 30), mode="RGB"):
     channels = {"RGB": (3,), "RGBA": (4,), "L": ()}[mode]
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, *channels), dtype="uint8")
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
@@ -21,17 +24,17 @@ def picture(seed, size=(40, 30), mode="RGB"):
 
 @pytest.fixture
 def trouble(tmp_path):
-    "Two classes of ten pictures; a JPEG cut off, a text named .png, an empty file, a class of one, one picture under two labels."
-    folder = tmp_path / "pictures"
+    "Two classes of ten images; a JPEG cut off, a text named .png, an empty file, a class of one, one image under two labels."
+    folder = tmp_path / "images"
     for c, name in enumerate(("birds", "fish")):
         (folder / name).mkdir(parents=True)
-        for i in range(10): picture(100 * c + i).save(folder / name / f"{i}.jpg", quality=95)
+        for i in range(10): make_image(100 * c + i).save(folder / name / f"{i}.jpg", quality=95)
     (folder / "birds" / "cut.jpg").write_bytes((folder / "birds" / "3.jpg").read_bytes()[:-400])
-    (folder / "birds" / "text.png").write_text("not a picture")
+    (folder / "birds" / "text.png").write_text("not an image")
     (folder / "fish" / "empty.webp").touch()
     (folder / "fish" / "twin.jpg").write_bytes((folder / "birds" / "0.jpg").read_bytes())
     (folder / "snails").mkdir()
-    picture(999).save(folder / "snails" / "only.png")
+    make_image(999).save(folder / "snails" / "only.png")
     return folder
 
 
@@ -42,10 +45,10 @@ def test_check_says_exactly_what_is_there(trouble):
     assert reasons["birds/cut.jpg"].startswith("damaged") and "not an image" in reasons["birds/text.png"] and "empty" in reasons["fish/empty.webp"]
     exact = found.duplicates[found.duplicates.kind == "exact"]
     assert exact[["id", "other", "same_label"]].values.tolist() == [["birds/0.jpg", "fish/twin.jpg", False]]
-    assert found.counts.set_index("class").pictures.to_dict() == {"birds": 12, "fish": 12, "snails": 1}
+    assert found.counts.set_index("class").images.to_dict() == {"birds": 12, "fish": 12, "snails": 1}
 
 
-def test_unreadable_pictures_are_named_and_never_replaced(trouble):
+def test_unreadable_images_are_named_and_never_replaced(trouble):
     dataset = read_dataset(trouble)
     with pytest.raises(UnreadableImage, match="birds/cut.jpg"): dataset.images(32)
     clean = dataset.without(dataset.check().quarantine)
@@ -55,8 +58,8 @@ def test_unreadable_pictures_are_named_and_never_replaced(trouble):
 def test_a_class_of_one_is_refused_with_its_name(trouble):
     dataset = read_dataset(trouble)
     dataset = dataset.without(dataset.check().quarantine)
-    with pytest.raises(ValueError, match="'snails' has 1"): Folds.holdout(dataset)
-    assert Folds.holdout(dataset.drop_classes(["snails"])).counts(dataset.drop_classes(["snails"])).shape == (2, 3)
+    with pytest.raises(ValueError, match="'snails' has 1"): Split.holdout(dataset)
+    assert Split.holdout(dataset.drop_classes(["snails"])).counts(dataset.drop_classes(["snails"])).shape == (2, 3)
 
 
 def test_both_copies_land_in_one_part(trouble):
@@ -64,14 +67,14 @@ def test_both_copies_land_in_one_part(trouble):
     check = dataset.check()
     dataset = dataset.without(check.quarantine).drop_classes(["snails"]).grouped(check.duplicates[check.duplicates.kind == "exact"])
     for seed in range(20):
-        part = dict(zip(dataset.items.id, Folds.holdout(dataset, seed=seed).parts))
+        part = dict(zip(dataset.items.id, Split.holdout(dataset, seed=seed).splits))
         assert part["birds/0.jpg"] == part["fish/twin.jpg"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
 def test_formats_and_modes(tmp_path, suffix, mode):
-    image = picture(5, mode="RGB" if mode == "P" else mode)
+    image = make_image(5, mode="RGB" if mode == "P" else mode)
     if mode == "P": image = image.quantize(64)
     if suffix in ("jpg", "webp") and mode in ("RGBA", "P"): image = image.convert("RGB")
     for name in "ab":
@@ -81,13 +84,13 @@ def test_formats_and_modes(tmp_path, suffix, mode):
     assert images.shape == (2, 24, 24, 3) and images.std() > 10
 
 
-def test_sixteen_bits_keep_their_picture(tmp_path):
+def test_sixteen_bits_keep_their_image(tmp_path):
     ramp = (np.linspace(0, 65535, 64 * 64).reshape(64, 64)).astype("uint16")
     for name in "ab":
         (tmp_path / "set" / name).mkdir(parents=True)
         Image.fromarray(ramp).save(tmp_path / "set" / name / "ramp.png")
-    grey = read_dataset(tmp_path / "set").images(64)[0, ..., 0].astype(float)
-    assert np.corrcoef(grey.ravel(), ramp.ravel())[0, 1] > .9999 and grey.max() == 255 and grey.min() == 0
+    gray = read_dataset(tmp_path / "set").images(64)[0, ..., 0].astype(float)
+    assert np.corrcoef(gray.ravel(), ramp.ravel())[0, 1] > .9999 and gray.max() == 255 and gray.min() == 0
 
 
 def test_phone_orientation_is_applied(tmp_path):
@@ -108,8 +111,8 @@ def make_zip(path, members):
             archive.writestr(name, file.getvalue())
 
 
-def test_the_same_pictures_by_folder_zip_csv_and_npz_have_the_same_pixels(tmp_path):
-    images = {f"{c}/{i}.png": picture(50 * "ab".index(c) + i, (32, 32)) for c in "ab" for i in range(4)}
+def test_the_same_images_by_folder_zip_csv_and_npz_have_the_same_pixels(tmp_path):
+    images = {f"{c}/{i}.png": make_image(50 * "ab".index(c) + i, (32, 32)) for c in "ab" for i in range(4)}
     for name, image in images.items():
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / "folder" / name)
@@ -126,13 +129,13 @@ def test_the_same_pictures_by_folder_zip_csv_and_npz_have_the_same_pixels(tmp_pa
 
 
 @pytest.mark.parametrize("content, message", [
-    ("picture,label\na.png,x", "no column for the image"),
-    ("file,colour,shape\na.png,x,y", "no column for the label"),
+    ("photo,label\na.png,x", "no column for the image"),
+    ("file,color,shape\na.png,x,y", "no column for the label"),
     ("file,label\nnowhere.png,x", "none of the files"),
     ("file,label\na.png,x\na.png,y", "stands in more than one row"),
 ])
 def test_tables_that_can_not_be_read_say_why(tmp_path, content, message):
-    picture(1).save(tmp_path / "a.png")
+    make_image(1).save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ValueError, match=message): read_dataset(tmp_path / "t.csv")
 
@@ -140,12 +143,12 @@ def test_tables_that_can_not_be_read_say_why(tmp_path, content, message):
 def test_exported_folders_are_read_by_torchvision(trouble, tmp_path):
     dataset = read_dataset(trouble)
     dataset = dataset.without(dataset.check().quarantine).drop_classes(["snails"])
-    folds = Folds.holdout(dataset, seed=2)
-    export_image_folder(dataset, folds, tmp_path / "out")
+    split = Split.holdout(dataset, seed=2)
+    export_image_folder(dataset, split, tmp_path / "out")
     for part in ("train", "validation", "test"):
         assert ImageFolder(tmp_path / "out" / part).classes == ["birds", "fish"]
-        assert len(ImageFolder(tmp_path / "out" / part)) == len(folds.rows(part))
-    with pytest.raises(FileExistsError): export_image_folder(dataset, folds, tmp_path / "out")
+        assert len(ImageFolder(tmp_path / "out" / part)) == len(split.rows(part))
+    with pytest.raises(FileExistsError): export_image_folder(dataset, split, tmp_path / "out")
 
 
 cases = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategies.integers(0, 40)), min_size=1, max_size=200)
@@ -155,22 +158,22 @@ cases = strategies.lists(strategies.tuples(strategies.integers(0, 3), strategies
 @given(cases, strategies.integers(2, 5), strategies.integers(0, 5))
 def test_groups_are_never_split(rows, parts, seed):
     labels, groups = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
-    part = deal_groups(labels, groups, [1 / parts] * parts, seed)
+    part = assign_groups(labels, groups, [1 / parts] * parts, seed)
     assert pd.Series(part).groupby(groups).nunique().max() == 1
 
 
 @settings(deadline=None)
 @given(strategies.lists(strategies.integers(3, 60), min_size=2, max_size=6), strategies.integers(0, 100))
-def test_without_groups_the_split_is_stratified_to_one_picture(counts, seed):
+def test_without_groups_the_split_is_stratified_to_one_image(counts, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
-    part = deal_groups(labels, np.arange(len(labels)), [.7, .15, .15], seed)
+    part = assign_groups(labels, np.arange(len(labels)), [.7, .15, .15], seed)
     table = pd.crosstab(part, labels).reindex(range(3), fill_value=0).to_numpy()
     assert abs(table - np.outer([.7, .15, .15], counts)).max() <= 1.01
 
 
 def test_80_20_of_the_nature10_study():
     labels = np.repeat(np.arange(10), [1000] * 2 + [1010] + [1000] * 7)
-    part = deal_groups(labels, np.arange(10_010), [.8, .2], 0)
+    part = assign_groups(labels, np.arange(10_010), [.8, .2], 0)
     assert np.bincount(labels[part == 1]).tolist() == [200, 200, 202] + [200] * 7
 
 
@@ -188,6 +191,6 @@ def test_a_damaged_cache_of_another_data_set_is_never_used(tmp_path):
 
 
 def test_predictions_survive_class_names_of_all_kinds(tmp_path):
-    said = Predictions.make(["x"], [1], [[.25, .75]], ["id", "fold, “quoted”"], data_fingerprint="f")
-    said.save(tmp_path / "p.parquet")
-    assert Predictions.load(tmp_path / "p.parquet").table.equals(said.table)
+    preds = Predictions.make(["x"], [1], [[.25, .75]], ["id", "fold, “quoted”"], data_fingerprint="f")
+    preds.save(tmp_path / "p.parquet")
+    assert Predictions.load(tmp_path / "p.parquet").table.equals(preds.table)

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from course_ml.core import Recipe
-from course_ml.data import Dataset, Folds, Predictions
+from course_ml.config import Recipe
+from course_ml.data import Dataset, Split
+from course_ml.predictions import Predictions
 from course_ml.interpretation import apply_temperature, brightness, find_temperature, grad_cam, plot_embedding, plot_slices, slices, train_validation_gap
-from course_ml.transfer import train_recipe
+from course_ml.experiment import train_recipe
 
 
 def random_predictions(seed=0, n=120, classes=5, sharpness=1.0):
@@ -20,10 +21,10 @@ def random_predictions(seed=0, n=120, classes=5, sharpness=1.0):
 @settings(deadline=None)
 @given(seed=strategies.integers(0, 1000), temperature=strategies.floats(.2, 5))
 def test_temperature_changes_confidence_and_nothing_else(seed, temperature):
-    said = random_predictions(seed)
-    cooled = apply_temperature(said, temperature)
-    assert (cooled.y_pred == said.y_pred).all() and np.allclose(cooled.probabilities.sum(1), 1)
-    surer = cooled.probabilities.max(1) - said.probabilities.max(1)
+    preds = random_predictions(seed)
+    cooled = apply_temperature(preds, temperature)
+    assert (cooled.y_pred == preds.y_pred).all() and np.allclose(cooled.probabilities.sum(1), 1)
+    surer = cooled.probabilities.max(1) - preds.probabilities.max(1)
     assert (surer <= 1e-9).all() if temperature >= 1 else (surer >= -1e-9).all()
 
 
@@ -37,11 +38,11 @@ def test_the_temperature_that_was_put_in_is_found():
 def corners(tmp_path_factory):
     "Each class has its bright square in another corner; the rest is noise."
     rng = np.random.default_rng(0)
-    pictures, labels = rng.integers(0, 90, (160, 32, 32, 3)), np.arange(160) % 4
-    for picture, label in zip(pictures, labels): picture[16 * (label // 2) + 3:16 * (label // 2) + 13, 16 * (label % 2) + 3:16 * (label % 2) + 13] = 250
-    dataset = Dataset.from_arrays("corners", pictures.astype("uint8"), labels)
-    folds = Folds.holdout(dataset, train=.7, validation=.3, test=0)
-    return dataset, train_recipe(Recipe(image_size=32, epochs=8, learning_rate=3e-3), dataset, folds, folder=tmp_path_factory.mktemp("runs") / "corners")
+    images, labels = rng.integers(0, 90, (160, 32, 32, 3)), np.arange(160) % 4
+    for image, label in zip(images, labels): image[16 * (label // 2) + 3:16 * (label // 2) + 13, 16 * (label % 2) + 3:16 * (label % 2) + 13] = 250
+    dataset = Dataset.from_arrays("corners", images.astype("uint8"), labels)
+    split = Split.holdout(dataset, train=.7, validation=.3, test=0)
+    return dataset, train_recipe(Recipe(image_size=32, epochs=8, learning_rate=3e-3), dataset, split, folder=tmp_path_factory.mktemp("runs") / "corners")
 
 
 def test_the_heat_is_where_the_evidence_is(corners):
@@ -59,11 +60,11 @@ def test_grad_cam_refuses_a_keras_run(corners):
 
 def test_slices_add_up_and_plots_are_drawn(corners):
     dataset, run = corners
-    said = run.predictions
+    preds = run.predictions
     for by in ("group", brightness(dataset), dataset.labels):
-        table = slices(said, dataset, by) if not isinstance(by, str) else slices(said, dataset, np.arange(len(dataset)) % 3)
-        assert table.n.sum() == len(said) and (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
+        table = slices(preds, dataset, by) if not isinstance(by, str) else slices(preds, dataset, np.arange(len(dataset)) % 3)
+        assert table.n.sum() == len(preds) and (table.low <= table.accuracy).all() and (table.accuracy <= table.high).all()
     plot_slices(table, 1.0)
-    plot_embedding(np.random.default_rng(0).normal(size=(len(said), 2)), said)
+    plot_embedding(np.random.default_rng(0).normal(size=(len(preds), 2)), preds)
     gap = train_validation_gap({"corners": run}).iloc[0]
     assert gap.gap == pytest.approx(gap["train accuracy"] - gap["validation accuracy"])

@@ -1,4 +1,4 @@
-"The Keras part where a cell can not show it: kill and resume, callbacks over many epochs, pretrained weights from a file."
+"The Keras part where a cell cannot show it: kill and resume, callbacks over many epochs, pretrained weights from a file."
 import importlib.util
 import os
 import signal
@@ -12,8 +12,9 @@ import pytest
 if importlib.util.find_spec("tensorflow") is None: pytest.skip("needs TensorFlow: pip install 'course_ml[keras]'", allow_module_level=True)
 
 from course_ml import keras_training
-from course_ml.core import Recipe, file_hash
-from course_ml.data import Dataset, Folds
+from course_ml.provenance import file_digest
+from course_ml.config import Recipe
+from course_ml.data import Dataset, Split
 from course_ml.keras_training import build_keras_model, fit_keras, keras, predict_keras
 
 MOBILENET = Path(__file__).parents[1].parent / "shared/weights/keras/mobilenet_v2_1.0_224_no_top_rebuilt.h5"
@@ -27,18 +28,18 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(keras_training, "CHECKPOINT_SECONDS", 0)
 
 
-def make_data(pictures=90):
-    "Three classes, told apart by their colour, with noise."
-    random, labels = np.random.default_rng(0), np.arange(pictures) % 3
-    images = random.integers(0, 200, (pictures, 24, 24, 3))
-    images[np.arange(pictures), :, :, labels] += 40
-    dataset = Dataset.from_arrays("colours", images.astype("uint8"), labels, ["red", "green", "blue"])
-    return dataset, Folds.holdout(dataset)
+def make_data(n=90):
+    "Three classes, told apart by their color, with noise."
+    random, labels = np.random.default_rng(0), np.arange(n) % 3
+    images = random.integers(0, 200, (n, 24, 24, 3))
+    images[np.arange(n), :, :, labels] += 40
+    dataset = Dataset.from_arrays("colors", images.astype("uint8"), labels, ["red", "green", "blue"])
+    return dataset, Split.holdout(dataset)
 
 
 def train(folder, recipe=RECIPE):
-    dataset, folds = make_data()
-    return fit_keras(build_keras_model(recipe, 3), recipe, dataset, folds, folder=folder)
+    dataset, split = make_data()
+    return fit_keras(build_keras_model(recipe, 3), recipe, dataset, split, folder=folder)
 
 
 def test_killed_run_resumes_to_the_bit(tmp_path):
@@ -93,7 +94,7 @@ def test_best_weights_are_those_of_the_best_epoch(tmp_path):
 
 
 def test_predictions_keep_the_order_whatever_the_batches():
-    dataset, folds = make_data()
+    dataset, split = make_data()
     model, images, rows = build_keras_model(RECIPE, 3), dataset.images(24), np.random.default_rng(1).permutation(90)
     one_by_one = predict_keras(model, images, rows, batch_size=1)
     for batch_size in (7, 64, 90): assert np.allclose(predict_keras(model, images, rows, batch_size), one_by_one, atol=1e-6)
@@ -107,34 +108,34 @@ def test_weighted_loss_of_rare_classes(tmp_path):
     assert weighted.history.validation_loss[0] == pytest.approx(plain.history.validation_loss[0], rel=1e-6)
 
 
-def test_exploding_loss_names_the_pictures(tmp_path):
-    dataset, folds = make_data()
+def test_exploding_loss_names_the_images(tmp_path):
+    dataset, split = make_data()
     model = build_keras_model(RECIPE, 3)
     model.get_layer("scores").bias.assign([np.inf, 0, 0])
     with pytest.raises(FloatingPointError, match=r"the loss became nan in epoch 0; the batch: 0000\d\d, "):
-        fit_keras(model, RECIPE, dataset, folds, folder=tmp_path / "run")
+        fit_keras(model, RECIPE, dataset, split, folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize("changes, message", [({"framework": "torch"}, "this recipe is for torch"), ({"precision": "bf16"}, "precision: the Keras part"),
                                               ({"weight_decay": .1}, "weight_decay: Keras has no L2")])
 def test_wrong_recipes_are_refused(tmp_path, changes, message):
-    dataset, folds = make_data()
-    with pytest.raises(ValueError, match=message): fit_keras(build_keras_model(RECIPE, 3), RECIPE.replace(**changes), dataset, folds, folder=tmp_path / "run")
+    dataset, split = make_data()
+    with pytest.raises(ValueError, match=message): fit_keras(build_keras_model(RECIPE, 3), RECIPE.replace(**changes), dataset, split, folder=tmp_path / "run")
 
 
 def test_frozen_backbone_from_a_file(tmp_path):
     if not MOBILENET.exists(): pytest.skip("needs the MobileNetV2 weights in shared/weights/keras, which lie beside the repository, not in it")
     recipe = Recipe(framework="keras", backbone="keras:MobileNetV2", weights=str(MOBILENET), head=("dense 16", "batch norm"), freeze="backbone",
                     image_size=96, epochs=1, batch_size=16)
-    dataset, folds = make_data()
+    dataset, split = make_data()
     model = build_keras_model(recipe, 3)
     backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     before = backbone.get_weights()
     published = keras.applications.MobileNetV2(include_top=False, weights=str(MOBILENET), input_shape=(96, 96, 3), pooling="avg").get_weights()
     for ours, theirs in zip(before, published): assert np.array_equal(ours, theirs)
-    run = fit_keras(model, recipe, dataset, folds, folder=tmp_path / "run")
+    run = fit_keras(model, recipe, dataset, split, folder=tmp_path / "run")
     for ours, theirs in zip(before, backbone.get_weights()): assert np.array_equal(ours, theirs)
-    assert run.facts["weights"] == MOBILENET.name and run.facts["sha256"] == file_hash(MOBILENET)
+    assert run.info["weights"] == MOBILENET.name and run.info["sha256"] == file_digest(MOBILENET)
 
 
 def test_preprocessing_is_inside_the_model():
@@ -142,15 +143,15 @@ def test_preprocessing_is_inside_the_model():
     recipe = Recipe(framework="keras", backbone="keras:MobileNetV2", image_size=32)
     model = build_keras_model(recipe, 2)
     backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    pictures = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
-    expected = model.layers[-1](backbone(pictures * 2 - 1, training=False))
-    assert np.allclose(model(pictures, training=False), expected, atol=1e-5)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
+    expected = model.layers[-1](backbone(images * 2 - 1, training=False))
+    assert np.allclose(model(images, training=False), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [
     {"mixup": .2, "cutmix": 1.0, "label_smoothing": .1}, {"sampling": "balanced", "focal_gamma": 2.0}, {"optimizer": "lion", "learning_rate": 1e-4},
-    {"accumulate": 2, "head_penalty": 1e-3}, {"preprocess": ("greyscale",), "augment": ("colour 0.2", "erase 0.3")},
-], ids=["mixed", "rare classes", "lion", "steps", "pictures"])
+    {"grad_accum_steps": 2, "head_l2": 1e-3}, {"preprocess": ("grayscale",), "augment": ("color 0.2", "erase 0.3")},
+], ids=["mixed", "rare classes", "lion", "steps", "images"])
 def test_the_recipe_fields_train_in_keras_too(tmp_path, changes):
     run = train(tmp_path / "run", RECIPE.replace(schedule="constant", epochs=2, **changes))
     assert run.finished and np.isfinite(run.history.train_loss).all()
@@ -168,7 +169,7 @@ def test_focal_loss_and_penalty_are_those_of_torch():
     from course_ml.training import weighted_loss
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(20, 3)).astype("float32"), np.arange(20) % 3
-    model = build_keras_model(recipe := RECIPE.replace(focal_gamma=2.0, head_penalty=.01), 3)
+    model = build_keras_model(recipe := RECIPE.replace(focal_gamma=2.0, head_l2=.01), 3)
     keras_training.compile_keras(model, recipe, 5)
     ours = weighted_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.ones(3), focal_gamma=2.0).item()
     assert float(np.mean(model.loss(np.eye(3, dtype="float32")[labels], logits))) == pytest.approx(ours, rel=1e-4)

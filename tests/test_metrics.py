@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 
 from course_ml import metrics
-from course_ml.data import Predictions
+from course_ml.predictions import Predictions
 
 
 def make(y_true, probabilities, ids=None):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from course_ml import plots
-from course_ml.data import Predictions
+from course_ml.predictions import Predictions
 
 
 def make(n, names, skill=2., seed=0):
@@ -22,10 +22,10 @@ def make(n, names, skill=2., seed=0):
     return Predictions.make([f"image {i}" for i in range(n)], y_true, probabilities / probabilities.sum(axis=1, keepdims=True), names)
 
 
-def pictures_of(predictions):
-    "A data set with a picture for each prediction."
-    pictures = np.random.default_rng(0).integers(0, 255, (len(predictions), 1, 1, 3), dtype="uint8")
-    return SimpleNamespace(name="squares", items=pd.DataFrame({"id": predictions.ids}), images=lambda size: np.tile(pictures, (1, size, size, 1)))
+def images_of(predictions):
+    "A data set with an image for each prediction."
+    images = np.random.default_rng(0).integers(0, 255, (len(predictions), 1, 1, 3), dtype="uint8")
+    return SimpleNamespace(name="squares", items=pd.DataFrame({"id": predictions.ids}), images=lambda size: np.tile(images, (1, size, size, 1)))
 
 
 def draw_all():
@@ -36,8 +36,8 @@ def draw_all():
     history = pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "validation_loss": .5 + (epochs - 9) ** 2 / 99, "train_accuracy": 1 - .5 / epochs, "validation_accuracy": .9 - .3 / epochs})
     return {
         "matrix_of_2": plots.plot_confusion(two), "matrix_of_10": plots.plot_confusion(ten), "matrix_of_200": plots.plot_confusion(many),
-        "top_confusions": plots.plot_top_confusions(ten, pictures_of(ten)), "wrong": plots.plot_gallery(ten, pictures_of(ten), "wrong"),
-        "right": plots.plot_gallery(ten, pictures_of(ten), "right"), "per_class": plots.plot_per_class({"two": two, "again": two}),
+        "top_confusions": plots.plot_top_confusions(ten, images_of(ten)), "wrong": plots.plot_gallery(ten, images_of(ten), "wrong"),
+        "right": plots.plot_gallery(ten, images_of(ten), "right"), "per_class": plots.plot_per_class({"two": two, "again": two}),
         "reliability": plots.plot_reliability(ten), "curves": plots.plot_learning_curves({"first": history, "second": history}),
     }
 
@@ -102,8 +102,8 @@ def test_order_is_a_permutation_whatever_the_matrix():
 
 def test_nothing_wrong_to_show():
     perfect = Predictions.make(["a", "b"], [0, 1], np.eye(2), ["x", "y"])
-    assert plots.plot_gallery(perfect, pictures_of(perfect)).axes[0].get_title() == "no image is wrong"
-    assert "no image" in plots.plot_top_confusions(perfect, pictures_of(perfect)).axes[0].texts[0].get_text()
+    assert plots.plot_gallery(perfect, images_of(perfect)).axes[0].get_title() == "no image is wrong"
+    assert "no image" in plots.plot_top_confusions(perfect, images_of(perfect)).axes[0].texts[0].get_text()
     assert plots.top_confusions(perfect).empty
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_ml.core import Recipe
-from course_ml.recipes import LEAVES_FINE_TUNING, RECIPES, STUDIES, count_parameters, named_recipe, read_changes, recipe_sheet
+from course_ml.config import Recipe
+from course_ml.recipes import LEAVES_FINE_TUNING, RECIPES, STUDIES, count_parameters, named_recipe, read_changes, recipe_table
 from course_ml.command_line import main
 from course_ml.transfer import build_model
 
@@ -116,7 +116,7 @@ def test_settings_the_studies_tell():
     assert (resnet200d.image_size, resnet200d.batch_size, resnet200d.mixup, resnet200d.label_smoothing) == (512, 8, 0, .1)
     assert b4.average and resnet200d.average and not RECIPES["leaves_resnet50d"].average
     cactus = [RECIPES[name] for name in ("cactus_resnet50", "cactus_efficientnet_b0")]
-    assert {(r.epochs, r.learning_rate, r.class_weights, r.head) for r in cactus} == {(500, 5e-4, "normalised", cactus[0].head)}
+    assert {(r.epochs, r.learning_rate, r.class_weights, r.head) for r in cactus} == {(500, 5e-4, "normalized", cactus[0].head)}
     model_2, resnet50 = RECIPES["nature10_model_2"], RECIPES["nature10_resnet50"]
     assert (model_2.image_size, model_2.augment, model_2.epochs, model_2.batch_size, model_2.optimizer) == (160, ("flip", "rotation 20", "zoom 0.2"), 20, 32, "adam")
     assert (resnet50.image_size, resnet50.freeze, resnet50.head, resnet50.learning_rate) == (224, "backbone", ("dropout 0.5", "dense 128", "dropout 0.3"), 1e-4)
@@ -131,9 +131,9 @@ def test_fine_tuning_of_the_leaves():
 
 
 def test_sheet_has_a_row_for_each():
-    sheet = recipe_sheet(OF_TORCH).set_index("name")
-    assert list(sheet.index) == OF_TORCH and (sheet.trainable <= sheet.parameters).all() and (sheet.trainable > 0).all()
-    assert sheet.loc["leaves_resnet200d", ["input", "epochs × batch", "command"]].tolist() == ["512×512", "25 × 8", "course-ml train leaves_resnet200d --data PATH"]
+    table = recipe_table(OF_TORCH).set_index("name")
+    assert list(table.index) == OF_TORCH and (table.trainable <= table.parameters).all() and (table.trainable > 0).all()
+    assert table.loc["leaves_resnet200d", ["input", "epochs × batch", "command"]].tolist() == ["512×512", "25 × 8", "course-ml train leaves_resnet200d --data PATH"]
 
 
 @pytest.mark.parametrize("texts, message", [(["epochs"], "is not FIELD=VALUE"), (["epochs="], "is not FIELD=VALUE"), (["epochs=1", "epochs=2"], "epochs is set twice"), (["augment=[flip"], "is no YAML")])
@@ -150,12 +150,12 @@ def test_changes_survive_their_yaml():
 
 
 @pytest.fixture
-def colours(tmp_path, monkeypatch):
-    "The current folder has 60 small pictures of two colours."
+def colors(tmp_path, monkeypatch):
+    "The current folder has 60 small images of two colors."
     random, labels = np.random.default_rng(0), np.arange(60) % 2
     images = random.integers(0, 100, (60, 24, 24, 3))
     images[labels == 1, :, :, 0] += 100
-    np.savez(tmp_path / "colours.npz", images=images.astype("uint8"), labels=labels)
+    np.savez(tmp_path / "colors.npz", images=images.astype("uint8"), labels=labels)
     monkeypatch.setenv("COURSE_ML_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
     monkeypatch.chdir(tmp_path)
@@ -168,13 +168,13 @@ def course_ml(*arguments):
 SMALL = ("--set", "image_size=24", "--set", "epochs=3")
 
 
-def test_train_says_where_the_run_is_and_how_good(colours, tmp_path):
-    done = course_ml("train", "nature10_model_1", "--data", "colours.npz", *SMALL, "--set", "learning_rate=1e-3")
+def test_train_says_where_the_run_is_and_how_good(colors, tmp_path):
+    done = course_ml("train", "nature10_model_1", "--data", "colors.npz", *SMALL, "--set", "learning_rate=1e-3")
     assert done.returncode == 0, done.stderr
     run, accuracy = done.stdout.splitlines()
     folder = Path(run.removeprefix("Run: "))
     assert folder.is_relative_to(tmp_path / "home") and (folder / "predictions.parquet").exists()
-    assert accuracy.startswith("Validation accuracy: 1.000 (95 % interval 0.") and "to 1.000; 10 pictures, holdout, seed 0)" in accuracy
+    assert accuracy.startswith("Validation accuracy: 1.000 (95 % interval 0.") and "to 1.000; 10 images, holdout, seed 0)" in accuracy
     assert Recipe.from_yaml((folder / "recipe.yml").read_text()) == named_recipe("nature10_model_1", image_size=24, epochs=3)
 
 
@@ -183,21 +183,21 @@ def test_train_with_a_mistyped_name_ends_with_2():
     assert done.returncode == 2 and "did you mean 'nature10_model_1'" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_train_validates_on_a_fold(colours, capsys):
-    assert main(["train", "nature10_model_1", "--data", "colours.npz", *SMALL, "--fold", "2/3"]) == 0
-    assert "20 pictures, 2/3, seed 0)" in capsys.readouterr().out
+def test_train_validates_on_a_fold(colors, capsys):
+    assert main(["train", "nature10_model_1", "--data", "colors.npz", *SMALL, "--fold", "2/3"]) == 0
+    assert "20 images, 2/3, seed 0)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [
     (("--set", "epoch=3"), "a recipe has no field 'epoch'; did you mean 'epochs'"),
     (("--set", "epochs=many"), "epochs must be a int, not 'many'"),
     (("--set", "epochs"), "is not FIELD=VALUE"),
-    (("--data", "colour.npz"), "there is no file or folder 'colour.npz', and no built-in set"),
+    (("--data", "color.npz"), "there is no file or folder 'color.npz', and no built-in set"),
     (("--fold", "3/3"), "'3/3' is not FOLD/FOLDS"),
     (("--fold", "0/1"), "k must be at least 2"),
-    (("--set", "image_size=4"), "Use larger pictures"),
+    (("--set", "image_size=4"), "Use larger images"),
     (("--set", "weights=nowhere.pth", "--set", "backbone=resnet10t"), "there is no file nowhere.pth"),
 ])
-def test_train_says_what_is_wrong(colours, capsys, arguments, message):
-    assert main(["train", "nature10_model_1", "--data", "colours.npz", *arguments]) == 2
+def test_train_says_what_is_wrong(colors, capsys, arguments, message):
+    assert main(["train", "nature10_model_1", "--data", "colors.npz", *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, strategies
 from PIL import Image
-from test_reporting import PICTURE, TABLE, WORK, contents, course_ml, gone, wait_for, write_notebook, write_report
+from test_reporting import IMAGE, TABLE, WORK, contents, course_ml, gone, wait_for, write_notebook, write_report
 
 from course_ml.command_line import main
-from course_ml.core import read_json, write_json
-from course_ml.regenerating import compare_tables, diff, regenerate, run_reports, stale, verify
-from course_ml.reporting import code_hash, prepare, read_status, run_report, used_modules
+from course_ml.provenance import read_json, write_json
+from course_ml.regenerating import regenerate, run_reports, stale
+from course_ml.comparing import compare_tables, diff, verify
+from course_ml.report_runs import code_hash, prepare, read_status, run_report, used_modules
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def project(tmp_path, monkeypatch):
     "A folder with one report that was made, the current folder of the test."
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
-    write_report(tmp_path, "tiny", "## Results", WORK, TABLE, PICTURE)
+    write_report(tmp_path, "tiny", "## Results", WORK, TABLE, IMAGE)
     run_report("tiny")
     return tmp_path
 
@@ -45,15 +46,15 @@ def test_nothing_is_stale_after_a_run(project):
 
 
 @pytest.mark.parametrize("cells, expected", [
-    (("## Results", WORK + "\nimages + 1", TABLE, PICTURE), "code: cell 1 changed"), (("## Results", WORK, TABLE, PICTURE, "2 + 2"), "code: cell 4 changed"),
-    (("## Results", WORK, PICTURE, TABLE), "code: cells were removed, or their order changed"), (("## Results", WORK, TABLE), "code: cells were removed, or their order changed"),
-    (("## Results", "from course_ml import audit\n" + WORK, TABLE, PICTURE), "module audit is used now")])
+    (("## Results", WORK + "\nimages + 1", TABLE, IMAGE), "code: cell 1 changed"), (("## Results", WORK, TABLE, IMAGE, "2 + 2"), "code: cell 4 changed"),
+    (("## Results", WORK, IMAGE, TABLE), "code: cells were removed, or their order changed"), (("## Results", WORK, TABLE), "code: cells were removed, or their order changed"),
+    (("## Results", "from course_ml import audit\n" + WORK, TABLE, IMAGE), "module audit is used now")])
 def test_changed_code_is_stale(project, cells, expected):
     write_notebook(project / "nbs/tiny.ipynb", *cells)
     assert expected in reasons()
 
 
-@pytest.mark.parametrize("cells", [("## Other words", WORK, TABLE, PICTURE), ("## Results", "# a comment, not a heading\n".replace("# a", "\n# a") + WORK, TABLE, PICTURE), ("## Results", WORK.replace("import os, sys", "import os,  sys"), TABLE, PICTURE)])
+@pytest.mark.parametrize("cells", [("## Other words", WORK, TABLE, IMAGE), ("## Results", "# a comment, not a heading\n".replace("# a", "\n# a") + WORK, TABLE, IMAGE), ("## Results", WORK.replace("import os, sys", "import os,  sys"), TABLE, IMAGE)])
 def test_prose_comments_and_layout_run_nothing(project, cells):
     finished, before = read_json("reports/tiny/manifest.json")["finished"], contents(project / "reports/tiny")
     write_notebook(project / "nbs/tiny.ipynb", *cells)
@@ -65,7 +66,7 @@ def test_prose_comments_and_layout_run_nothing(project, cells):
 
 
 def test_other_words_reach_the_page(project):
-    write_notebook(project / "nbs/tiny.ipynb", "## Much better words", WORK, TABLE, PICTURE)
+    write_notebook(project / "nbs/tiny.ipynb", "## Much better words", WORK, TABLE, IMAGE)
     regenerate("tiny")
     page = Path("reports/tiny/report.html").read_text()
     assert "Much better words" in page and page.count("<img") == 1
@@ -73,16 +74,16 @@ def test_other_words_reach_the_page(project):
 
 def test_parameters_files_and_outputs(project):
     assert reasons(images=5) == ["parameter images: 40 became 5"]
-    Path("pictures").mkdir()
-    Path("pictures/a.png").write_text("one")
-    run_report("tiny", {"data_path": "pictures"})
-    assert reasons(data_path="pictures") == []
-    Path("pictures/a.png").write_text("two")
-    assert reasons(data_path="pictures") == ["file pictures changed"]
-    Path("pictures/b.png").write_text("new")
-    run_report("tiny", {"data_path": "pictures"})
-    Path("pictures/b.png").unlink()
-    assert reasons(data_path="pictures") == ["file pictures changed"]
+    Path("images").mkdir()
+    Path("images/a.png").write_text("one")
+    run_report("tiny", {"data_path": "images"})
+    assert reasons(data_path="images") == []
+    Path("images/a.png").write_text("two")
+    assert reasons(data_path="images") == ["file images changed"]
+    Path("images/b.png").write_text("new")
+    run_report("tiny", {"data_path": "images"})
+    Path("images/b.png").unlink()
+    assert reasons(data_path="images") == ["file images changed"]
     run_report("tiny")
     Path("reports/tiny/tables/recall.csv").write_text("class,recall\n")
     Path("reports/tiny/figures/line.png").unlink()
@@ -121,12 +122,12 @@ def test_many_reports_and_one_that_fails(project, capsys):
     with open("reports/alone/report.yml", "a") as file: file.write("only_by_name: true\n")
     before = contents(project / "reports/tiny")
     assert main(["report", "--all", "--explain"]) == 0
-    said = capsys.readouterr().out
-    assert "tiny: up to date" in said and "good: it was never run" in said and "Left out, for they are made only by name: alone" in said and read_status("reports/good")["state"] == "never run"
+    message = capsys.readouterr().out
+    assert "tiny: up to date" in message and "good: it was never run" in message and "Left out, for they are made only by name: alone" in message and read_status("reports/good")["state"] == "never run"
     assert main(["report", "--all", "--jobs", "3"]) == 1
-    said = capsys.readouterr()
-    assert re.search(r"bad +failed", said.out) and re.search(r"good +made", said.out) and re.search(r"tiny +up to date", said.out)
-    assert "1 of 3 reports did not finish" in said.err and "ZeroDivisionError" in said.err
+    message = capsys.readouterr()
+    assert re.search(r"bad +failed", message.out) and re.search(r"good +made", message.out) and re.search(r"tiny +up to date", message.out)
+    assert "1 of 3 reports did not finish" in message.err and "ZeroDivisionError" in message.err
     assert contents(project / "reports/tiny") == before and read_status("reports/good")["state"] == "finished" and read_status("reports/bad")["state"] == "failed"
     write_notebook(project / "nbs/bad.ipynb", WORK)
     assert main(["report", "--all", "--set", "images=3"]) == 0
@@ -144,8 +145,8 @@ def test_the_same_through_jobs_of_slurm(project, monkeypatch):
     monkeypatch.setenv("COURSE_ML_HOME", str(project / "home"))
     write_report(project, "good", "## Results", WORK)
     write_report(project, "bad", "## Results", "1 / 0")
-    said = run_reports([prepare("good", {}), prepare("bad", {})], workers=2, executor="slurm:local")  # submitit runs the jobs here
-    assert said["good"] == "" and "ZeroDivisionError" in said["bad"]
+    message = run_reports([prepare("good", {}), prepare("bad", {})], workers=2, executor="slurm:local")  # submitit runs the jobs here
+    assert message["good"] == "" and "ZeroDivisionError" in message["bad"]
     assert [read_status(f"reports/{name}")["state"] for name in ("good", "bad")] == ["finished", "failed"]
 
 
@@ -202,27 +203,27 @@ def test_diff(project, capsys):
     assert main(["diff", "before", "nowhere"]) == 2 and "has no manifest.json" in capsys.readouterr().err
 
 
-def test_a_study_of_own_pictures(tmp_path, monkeypatch, capsys):
+def test_a_study_of_own_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
     random = np.random.default_rng(0)
-    for label, colour in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
-        Path("my pictures", label).mkdir(parents=True)
-        for i in range(20): Image.fromarray(np.clip(random.normal(colour, 40, (24, 24, 3)), 0, 255).astype("uint8")).save(Path("my pictures", label, f"{i}.png"))
-    Path("my pictures/red/broken.png").write_bytes(b"\x89PNG\r\n")
-    assert main(["check", "my pictures"]) == 0
-    said = capsys.readouterr().out
-    assert "Can not be read" in said and "broken.png" in said and "red" in said
-    assert main(["new", "balls", "--data", "my pictures"]) == 0 and main(["new", "balls", "--data", "my pictures"]) == 2
+    for label, color in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
+        Path("my images", label).mkdir(parents=True)
+        for i in range(20): Image.fromarray(np.clip(random.normal(color, 40, (24, 24, 3)), 0, 255).astype("uint8")).save(Path("my images", label, f"{i}.png"))
+    Path("my images/red/broken.png").write_bytes(b"\x89PNG\r\n")
+    assert main(["check", "my images"]) == 0
+    message = capsys.readouterr().out
+    assert "Cannot be read" in message and "broken.png" in message and "red" in message
+    assert main(["new", "balls", "--data", "my images"]) == 0 and main(["new", "balls", "--data", "my images"]) == 2
     assert main(["report", "balls", "-p", "epochs", "2", "-p", "image_size", "24"]) == 0
     results = read_json("reports/balls/results.json")["records"]
     assert results["transfer, top-1 accuracy, test"]["n"] == 6 and Path("reports/balls/balls.ipynb").exists()
-    os.chdir("my pictures")
+    os.chdir("my images")
     assert main(["report", "balls", "-p", "epochs", "2", "-p", "image_size", "24", "--explain"]) == 0
     assert main(["check", "none"]) == 2
 
 
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
-    said = capsys.readouterr().out
-    for what in ("python", "torch", "cores", "free memory", "network", "weights", "advised batch size"): assert re.search(rf"^{what}  ", said, re.MULTILINE), what
+    message = capsys.readouterr().out
+    for what in ("python", "torch", "cores", "free memory", "network", "weights", "advised batch size"): assert re.search(rf"^{what}  ", message, re.MULTILINE), what

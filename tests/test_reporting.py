@@ -15,13 +15,14 @@ import nbformat
 import psutil
 import pytest
 
-from course_ml.core import file_hash, read_json
+from course_ml.provenance import file_digest, read_json
 from course_ml.command_line import main
-from course_ml.reporting import (ParameterError, Report, ReportError, RunError, make_command, only_run, prepare, read_notebook, read_parameters,
-                                 read_status, report_names, run_report)
+from course_ml.reporting import Report
+from course_ml.notebooks import ParameterError, ReportError, RunError, read_notebook, read_parameters
+from course_ml.report_runs import make_command, only_run, prepare, read_status, report_names, run_report
 
 PARAMETERS = '''report_dir = ""  # filled in by course-ml
-images = 40  # how many pictures
+images = 40  # how many images
 scale = 1.0  # multiplies the score
 shuffle = False  # in random order?
 data_path = ""  # a folder of your own
@@ -37,7 +38,7 @@ report.made_from(weights="none")'''
 TABLE = '''import pandas as pd
 report.table(pd.DataFrame({"class": ["a_b & 50%", "c|d"], "recall": [1/3, None]}), "recall", "Recall of each class.")'''
 
-PICTURE = '''import matplotlib.pyplot as plt
+IMAGE = '''import matplotlib.pyplot as plt
 figure, axes = plt.subplots(figsize=(2, 1))
 axes.plot([1, 2, images])
 report.figure(figure, "line", "A line.")'''
@@ -76,13 +77,13 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def whole_project(project):
     "The same, with a table and a figure."
-    write_report(project, "tiny", "## Results", WORK, TABLE, PICTURE, TRACES)
+    write_report(project, "tiny", "## Results", WORK, TABLE, IMAGE, TRACES)
     return project
 
 
 def contents(folder):
     "Every file of a report but what tells of its last run."
-    return {p.relative_to(folder).as_posix(): file_hash(p) for p in folder.rglob("*")
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in folder.rglob("*")
             if p.is_file() and p.name not in ("status.json", "failed.ipynb")}
 
 
@@ -117,7 +118,7 @@ def test_finished_report(whole_project):
     assert manifest["seeds"] == [3] and manifest["weights"] == {"name": "none", "sha256": None} and (sys.platform != "linux" or manifest["peak_memory_mib"] > 10)
     assert set(manifest["outputs"]) == {"results.json", "report.ipynb", "report.html", "figures/line.svg", "figures/line.png",
                                         "tables/recall.csv", "tables/recall.md", "tables/recall.tex"}
-    assert all(file_hash(folder / name) == digest for name, digest in manifest["outputs"].items())
+    assert all(file_digest(folder / name) == digest for name, digest in manifest["outputs"].items())
     assert sorted(p.name for p in Path("reports").iterdir()) == ["tiny"]
     assert (folder / "report.yml").exists() and not (folder / "failed.ipynb").exists()
 
@@ -149,8 +150,8 @@ def test_other_forms_of_a_report(whole_project, capsys):
     assert Path("tiny.pdf").read_bytes().startswith(b"%PDF-") and b"/Image" in Path("tiny.pdf").read_bytes()
     assert contents(whole_project / "reports/tiny") == before
     assert main(["export", "tiny", "tiny.docx"]) == 2 and main(["export", "none", "none.pdf"]) == 2
-    said = capsys.readouterr().err
-    assert "can be exported as .pdf" in said and "make the report first" in said
+    message = capsys.readouterr().err
+    assert "can be exported as .pdf" in message and "make the report first" in message
 
 
 def test_a_pdf_needs_its_tools(whole_project, monkeypatch, capsys):
@@ -211,7 +212,7 @@ def test_refused_records(tmp_path, values):
 
 def test_missing_value_needs_a_reason(tmp_path):
     report = Report(tmp_path)
-    report.record("auc, empty class", float("nan"), reason="no picture of this class")
+    report.record("auc, empty class", float("nan"), reason="no image of this class")
     assert json.loads((tmp_path / "results.json").read_text())["records"]["auc, empty class"]["value"] is None
     with pytest.raises(ValueError, match="already"): report.record("auc, empty class", 1, 1, 1)
 
@@ -222,7 +223,7 @@ def test_missing_value_needs_a_reason(tmp_path):
     ({"scale": float("nan")}, "must be of type float"), ({"layers": "dense"}, "must be of type tuple"), ({"report_dir": "x"}, "unknown parameter")])
 def test_wrong_parameters(project, parameters, message):
     with pytest.raises(ParameterError, match=re.escape(message)) as error: run_report("tiny", parameters)
-    for line in ["images int 40 how many pictures", "scale float 1.0 multiplies the score"]: assert line in " ".join(str(error.value).split())
+    for line in ["images int 40 how many images", "scale float 1.0 multiplies the score"]: assert line in " ".join(str(error.value).split())
     assert contents(project / "reports/tiny").keys() == {"report.yml"} and read_status("reports/tiny") == {"state": "never run"}
 
 
@@ -449,7 +450,7 @@ def test_command_line(project, capsys, monkeypatch):
     assert capsys.readouterr().out == "Report: ../reports/tiny/report.html\n"
     assert read_json("../reports/tiny/manifest.json")["folder"] == "nbs"
     assert main(["reports"]) == 0 and re.fullmatch(r"tiny +finished +\S+ +A <tiny> report\n", capsys.readouterr().out)
-    assert main(["params", "tiny"]) == 0 and "how many pictures" in capsys.readouterr().out
+    assert main(["params", "tiny"]) == 0 and "how many images" in capsys.readouterr().out
     write_notebook(project / "nbs/tiny.ipynb", "1 / 0")
     assert main(["report", "tiny"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err
     assert main(["report"]) == 2 and "there are: tiny" in capsys.readouterr().err

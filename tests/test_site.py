@@ -86,8 +86,8 @@ def test_a_reader_finds_a_lesson(page, address):
     page.goto(f"{address}/index.html")
     page.locator("#quarto-sidebar a[href$='03_resnet.html']").click()
     assert page.locator("h1").first.inner_text() == title
-    pictures = page.locator("main img")
-    assert pictures.count() and pictures.evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
+    images = page.locator("main img")
+    assert images.count() and images.evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
 
 
 def test_search_finds_a_word_of_a_lesson(page, address):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from course_ml import sources
-from course_ml.data import read_dataset
+from course_ml.readers import read_dataset
 from course_ml.sources import BLOOD_CLASSES, SOURCES, Source, SourceError, convert_medmnist, convert_rare_species, download, extract, fetch
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8))
@@ -127,7 +127,7 @@ def test_version_that_can_not_be_told_is_not_resumed(world, tmp_path, mark):
     assert [r[1] for r in world["requests"]] == [None, None]
 
 
-def test_complete_part_is_recognised(world, tmp_path):
+def test_complete_part_is_recognized(world, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(DATA)
     (tmp_path / "file.bin.part.version").write_text('"one"')
     download(world["url"], tmp_path / "file.bin", MD5, pause=0)
@@ -250,12 +250,12 @@ def test_names_that_lead_out(tmp_path, name, kind):
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_links_and_devices_in_tar(tmp_path, kind):
-    archive = make_tar(tmp_path / "x.tar.gz", [("pictures", b"", {"type": kind, "linkname": "/etc"}), ("pictures/passwd", b"bad", {})])
+    archive = make_tar(tmp_path / "x.tar.gz", [("images", b"", {"type": kind, "linkname": "/etc"}), ("images/passwd", b"bad", {})])
     refused(archive, tmp_path / "out", "is a link or a device")
 
 
 def test_link_in_zip(tmp_path):
-    entry = zipfile.ZipInfo("pictures")
+    entry = zipfile.ZipInfo("images")
     entry.external_attr = 0o120777 << 16
     refused(make_zip(tmp_path / "x.zip", [(entry, b"/etc")]), tmp_path / "out", "is a link or a device")
 
@@ -311,8 +311,8 @@ def test_existing_files(tmp_path):
 def test_existing_link_out_of_the_folder(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    os.symlink(tmp_path / "elsewhere", tmp_path / "out/pictures")
-    refused(make_zip(tmp_path / "x.zip", [("pictures/a.txt", b"a")]), tmp_path / "out", "is there already and differs")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "out/images")
+    refused(make_zip(tmp_path / "x.zip", [("images/a.txt", b"a")]), tmp_path / "out", "is there already and differs")
 
 
 @pytest.mark.parametrize("second", ["a.txt", "a.txt/b.txt"])
@@ -323,9 +323,9 @@ def test_two_entries_of_one_name(tmp_path, second):
 
 # fetch
 
-def jpeg(colour):
+def jpeg(color):
     file = io.BytesIO()
-    Image.new("RGB", (20, 16), colour).save(file, "JPEG")
+    Image.new("RGB", (20, 16), color).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -339,7 +339,7 @@ def medmnist(path, size=8):
 
 
 def add_source(monkeypatch, **fields):
-    monkeypatch.setitem(SOURCES, fields["name"], Source(**{"title": "t", "publisher": "p", "licence": "l", "citation": "c", "contents": "x", **fields}))
+    monkeypatch.setitem(SOURCES, fields["name"], Source(**{"title": "t", "publisher": "p", "license": "l", "citation": "c", "contents": "x", **fields}))
 
 
 def test_unknown_name(tmp_path):
@@ -361,7 +361,7 @@ def test_fetch_medmnist(world, tmp_path, monkeypatch):
     requests = len(world["requests"])
     assert fetch("blood", tmp_path / "data") == path and len(world["requests"]) == requests
     record = sources.read_json(tmp_path / "data/blood.json")
-    assert record["sha256"] == hashlib.sha256(data).hexdigest() and record["path"] == "blood.npz" and record["licence"] == "l"
+    assert record["sha256"] == hashlib.sha256(data).hexdigest() and record["path"] == "blood.npz" and record["license"] == "l"
 
 
 def test_not_medmnist(tmp_path):
@@ -448,7 +448,7 @@ def test_kaggle_without_token(tmp_path, monkeypatch, capsys, error, message):
 
 
 class Hub:
-    "The hub's client: three pictures of two families in one Parquet file."
+    "The hub's client: three images of two families in one Parquet file."
     def __init__(self, error=None, file="dataset/Animalia-{}/{}.jpg"): self.error, self.file = error, file
     def snapshot_download(self, repository, repo_type, local_dir, allow_patterns):
         assert (repository, repo_type) == ("imageomics/rare-species", "dataset")
@@ -459,15 +459,15 @@ class Hub:
         for folder in ("metadata", "data"): (local_dir / folder).mkdir(parents=True)
         items.to_csv(local_dir / "metadata.csv", index=False)
         items[["rarespecies_id"]].assign(license_name="cc-by", copyright_owner="somebody").to_csv(local_dir / "metadata/licenses.csv", index=False)
-        pictures = [{"bytes": jpeg("orange"), "path": f"{i}.jpg"} for i in items["rarespecies_id"]]
-        pd.DataFrame({"rarespecies_id": items["rarespecies_id"], "file_name": pictures}).to_parquet(local_dir / "data/train-00000-of-00001.parquet")
+        images = [{"bytes": jpeg("orange"), "path": f"{i}.jpg"} for i in items["rarespecies_id"]]
+        pd.DataFrame({"rarespecies_id": items["rarespecies_id"], "file_name": images}).to_parquet(local_dir / "data/train-00000-of-00001.parquet")
         return str(local_dir)
 
 
 def test_rare_species(tmp_path):
     dataset = read_dataset(fetch("eol_rare_species", tmp_path, Hub()))
     assert dataset.classes == ["Felidae", "Ursidae"] and list(dataset.labels) == [0, 1, 0]
-    assert list(dataset.items["licence"]) == ["cc-by"] * 3 and "taxonomic_phylum" in dataset.items
+    assert list(dataset.items["license"]) == ["cc-by"] * 3 and "taxonomic_phylum" in dataset.items
     assert names(tmp_path)[0] == "eol_rare_species.json" and not (tmp_path / "eol_rare_species.download").exists()
 
 
@@ -491,7 +491,7 @@ def test_hub_not_installed(tmp_path, monkeypatch):
 
 def test_table():
     for name, source in SOURCES.items():
-        assert source.name == name and source.how in ("url", "kaggle", "hub") and source.licence and source.citation and source.contents
+        assert source.name == name and source.how in ("url", "kaggle", "hub") and source.license and source.citation and source.contents
         if source.checksum: sources._algorithm(source.checksum)
         else: assert source.no_checksum
     assert list(sources.sources_table().index) == list(SOURCES)

@@ -6,8 +6,9 @@ import pytest
 from conftest import ROOT
 
 from course_ml.audit import read_record
-from course_ml.core import read_json
-from course_ml.reporting import RunError, prepare, read_status, run_report
+from course_ml.provenance import read_json
+from course_ml.notebooks import RunError
+from course_ml.report_runs import prepare, read_status, run_report
 
 STUDIES = ("leaves", "cactus", "nature10", "blood_cells", "rare_species")
 

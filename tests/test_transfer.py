@@ -6,10 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_ml.core import Recipe, cache_folder, set_seed
-from course_ml.data import Dataset, Folds
-from course_ml.training import fit, predict, weights_hash
-from course_ml.transfer import PACKAGED, TransferModel, build_model, frozen_features, load_model, timm_backbone, train_recipe
+from course_ml.provenance import cache_folder
+from course_ml.runtime import set_seed
+from course_ml.config import Recipe
+from course_ml.data import Dataset, Split
+from course_ml.runs import weights_hash
+from course_ml.training import predict
+from course_ml.fitting import fit
+from course_ml.backbones import PACKAGED, timm_backbone
+from course_ml.transfer import TransferModel, build_model
+from course_ml.features import frozen_features
+from course_ml.experiment import load_model, train_recipe
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights"
 real_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason=f"the ImageNet weights are not beside the project ({WEIGHTS.name}/)")
@@ -21,7 +28,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return Dataset.from_arrays("noise", rng.integers(0, 256, (70, 32, 32, 3), dtype="uint8"), np.arange(70) % 2)
 
@@ -40,34 +47,34 @@ def test_the_head_of_the_nature10_study_has_its_published_parameters():
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 263_562
 
 
-def test_a_frozen_backbone_changes_in_no_bit(pictures, tmp_path):
+def test_a_frozen_backbone_changes_in_no_bit(images, tmp_path):
     model = build_model(FROZEN.replace(augment=("flip",)), 2)
     before = weights_hash(model.backbone)
-    fit(model, FROZEN.replace(augment=("flip",)), pictures, Folds.holdout(pictures), folder=tmp_path / "run")
+    fit(model, FROZEN.replace(augment=("flip",)), images, Split.holdout(images), folder=tmp_path / "run")
     assert weights_hash(model.backbone) == before
 
 
-def test_fine_tuning_changes_the_backbone(pictures, tmp_path):
+def test_fine_tuning_changes_the_backbone(images, tmp_path):
     recipe = FROZEN.replace(freeze="none")
     model = build_model(recipe, 2)
     before = weights_hash(model.backbone)
-    fit(model, recipe, pictures, Folds.holdout(pictures), folder=tmp_path / "run")
+    fit(model, recipe, images, Split.holdout(images), folder=tmp_path / "run")
     assert weights_hash(model.backbone) != before
 
 
 @pytest.mark.parametrize("batch_size", [32, 20, 70])
-def test_the_cached_way_equals_the_uncached_bit_for_bit(pictures, tmp_path, batch_size):
+def test_the_cached_way_equals_the_uncached_bit_for_bit(images, tmp_path, batch_size):
     recipe = FROZEN.replace(batch_size=batch_size)
-    folds = Folds.holdout(pictures)
-    cached = train_recipe(recipe, pictures, folds, folder=tmp_path / "cached")
+    split = Split.holdout(images)
+    cached = train_recipe(recipe, images, split, folder=tmp_path / "cached")
     model = build_model(recipe, 2)
-    uncached = fit(model, recipe, pictures, folds, folder=tmp_path / "uncached")
+    uncached = fit(model, recipe, images, split, folder=tmp_path / "uncached")
     assert weights_hash(cached.model) == weights_hash(model.head)
     assert np.array_equal(cached.predictions.probabilities, uncached.predictions.probabilities)
-    assert np.allclose(predict(load_model(cached, 2), pictures.images(32), folds.rows("validation")), cached.predictions.probabilities, atol=1e-7)
+    assert np.allclose(predict(load_model(cached, 2), images.images(32), split.rows("validation")), cached.predictions.probabilities, atol=1e-7)
 
 
-def test_only_what_changed_is_computed_again(pictures, monkeypatch):
+def test_only_what_changed_is_computed_again(images, monkeypatch):
     computed, original = [], TransferModel._features_of
     monkeypatch.setattr(TransferModel, "_features_of", lambda self, part: (computed.append(len(part)), original(self, part))[1])
     def newly_computed(model, dataset, *options):
@@ -75,39 +82,39 @@ def test_only_what_changed_is_computed_again(pictures, monkeypatch):
         features = frozen_features(model, dataset, *options)
         return sum(computed), features
     model = build_model(FROZEN, 2)
-    n, first = newly_computed(model, pictures, FROZEN)
+    n, first = newly_computed(model, images, FROZEN)
     assert n == 70
-    assert newly_computed(model, pictures, FROZEN)[0] == 0
-    n, half = newly_computed(model, pictures.take(range(69, 30, -1)), FROZEN)
+    assert newly_computed(model, images, FROZEN)[0] == 0
+    n, half = newly_computed(model, images.take(range(69, 30, -1)), FROZEN)
     assert n == 0 and np.array_equal(half, first[69:30:-1])
-    assert newly_computed(build_model(FROZEN.replace(head=("dense 4",), seed=5), 2), pictures, FROZEN)[0] == 0
-    array = pictures.source.array.copy()
+    assert newly_computed(build_model(FROZEN.replace(head=("dense 4",), seed=5), 2), images, FROZEN)[0] == 0
+    array = images.source.array.copy()
     array[3] = 255 - array[3]
-    assert newly_computed(model, Dataset.from_arrays("x", array, pictures.labels), FROZEN)[0] == 1
-    assert newly_computed(model, pictures, FROZEN.replace(image_size=48))[0] == 70
-    assert newly_computed(model, pictures, FROZEN.replace(preprocess=("greyscale",)))[0] == 70
+    assert newly_computed(model, Dataset.from_arrays("x", array, images.labels), FROZEN)[0] == 1
+    assert newly_computed(model, images, FROZEN.replace(image_size=48))[0] == 70
+    assert newly_computed(model, images, FROZEN.replace(preprocess=("grayscale",)))[0] == 70
     with torch.no_grad(): next(model.backbone.parameters())[0] += 1e-3
-    assert newly_computed(model, pictures, FROZEN)[0] == 70
+    assert newly_computed(model, images, FROZEN)[0] == 70
 
 
-def test_copies_of_a_picture_are_computed_once(pictures, monkeypatch):
+def test_copies_of_a_image_are_computed_once(images, monkeypatch):
     model = build_model(FROZEN, 2)
-    array = np.concatenate([pictures.source.array[:10]] * 3)
+    array = np.concatenate([images.source.array[:10]] * 3)
     features = frozen_features(model, Dataset.from_arrays("copies", array, np.arange(30) % 2), FROZEN)
     assert np.array_equal(features[:10], features[10:20]) and np.array_equal(features[:10], features[20:])
 
 
 def test_normalisation_is_that_of_the_weights():
-    assert build_model(Recipe(backbone="mobilenetv2_100"), 2).facts["mean"] == pytest.approx([.485, .456, .406])
-    assert build_model(Recipe(backbone="tf_mobilenetv3_small_100"), 2).facts["mean"] == pytest.approx([.5, .5, .5])
-    assert build_model(Recipe(backbone="resnet10t", weights="packaged"), 2).facts["mean"] == pytest.approx([.5, .5, .5])
+    assert build_model(Recipe(backbone="mobilenetv2_100"), 2).info["mean"] == pytest.approx([.485, .456, .406])
+    assert build_model(Recipe(backbone="tf_mobilenetv3_small_100"), 2).info["mean"] == pytest.approx([.5, .5, .5])
+    assert build_model(Recipe(backbone="resnet10t", weights="packaged"), 2).info["mean"] == pytest.approx([.5, .5, .5])
 
 
 def test_a_header_beats_the_name(tmp_path):
     state = load_file(PACKAGED["resnet10t"])
     save_file(state, tmp_path / "own.safetensors", metadata={"mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"})
-    facts = build_model(Recipe(backbone="resnet10t", weights=str(tmp_path / "own.safetensors")), 2).facts
-    assert facts["mean"] == [.1, .2, .3] and facts["file"] == "own.safetensors" and len(facts["sha256"]) == 64
+    info = build_model(Recipe(backbone="resnet10t", weights=str(tmp_path / "own.safetensors")), 2).info
+    assert info["mean"] == [.1, .2, .3] and info["file"] == "own.safetensors" and len(info["sha256"]) == 64
 
 
 @pytest.mark.parametrize("recipe, message", [
@@ -129,8 +136,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
         with pytest.raises(ValueError, match="other.safetensors does not fit"): build_model(Recipe(backbone=backbone, weights=str(tmp_path / "other.safetensors")), 3)
 
 
-def test_a_head_is_not_put_on_another_backbone(pictures, tmp_path, monkeypatch):
-    run = train_recipe(FROZEN, pictures, Folds.holdout(pictures), folder=tmp_path / "run")
+def test_a_head_is_not_put_on_another_backbone(images, tmp_path, monkeypatch):
+    run = train_recipe(FROZEN, images, Split.holdout(images), folder=tmp_path / "run")
     state = load_file(PACKAGED["resnet10t"])
     state["conv1.0.weight"] = state["conv1.0.weight"] + 1
     save_file(state, tmp_path / "changed.safetensors", metadata={"mean": "0.5, 0.5, 0.5", "std": "0.5, 0.5, 0.5"})
@@ -145,11 +152,11 @@ def test_real_weights_see_what_is_in_a_photograph(name):
     from PIL import Image
     from sklearn.datasets import load_sample_image
     file = WEIGHTS / f"{name}.safetensors"
-    backbone, facts = timm_backbone(name, str(file))
+    backbone, info = timm_backbone(name, str(file))
     full = timm.create_model(name, checkpoint_path=str(file)).eval()
-    picture = Image.fromarray(load_sample_image("china.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
-    batch = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
-    model = TransferModel(backbone, full.get_classifier(), facts).eval()
+    image = Image.fromarray(load_sample_image("china.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
+    batch = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255
+    model = TransferModel(backbone, full.get_classifier(), info).eval()
     with torch.no_grad(): probabilities = model(batch).softmax(1)[0]
     assert {663, 698} & set(probabilities.topk(5).indices.tolist())  # monastery, palace
 
@@ -158,7 +165,7 @@ def test_real_weights_see_what_is_in_a_photograph(name):
 def test_torchvision_and_timm_read_one_network_alike():
     file = WEIGHTS / "torchvision" / "squeezenet1_1.safetensors"
     model = build_model(Recipe(backbone="torchvision:squeezenet1_1", weights=str(file), image_size=96), 4)
-    assert model.facts["sha256"] == "c64ee0f7613d1e1522b079ed86cc4d874b8c3822c26dd1f1f33f4d910c85ae75"
+    assert model.info["sha256"] == "c64ee0f7613d1e1522b079ed86cc4d874b8c3822c26dd1f1f33f4d910c85ae75"
 
 
 def test_every_block_is_listed_once_in_order():
@@ -171,29 +178,30 @@ def test_every_block_is_listed_once_in_order():
         assert [id(weight) for weight in blocks[-1]] == [id(weight) for weight in model.head.parameters()]
 
 
-def test_staged_unfreezing_moves_only_what_is_thawed(pictures, tmp_path):
+def test_staged_unfreezing_moves_only_what_is_thawed(images, tmp_path):
     "The lowest block must be untouched, batch statistics included, until its turn comes."
     recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=2, freeze="staged 1", learning_rate=1e-3)
     before = {name: value.clone() for name, value in build_model(recipe, 2).state_dict().items()}
-    after = fit(build_model(recipe, 2), recipe, pictures, Folds.holdout(pictures), folder=tmp_path / "run").folder / "last.safetensors"
+    after = fit(build_model(recipe, 2), recipe, images, Split.holdout(images), folder=tmp_path / "run").folder / "last.safetensors"
     changed = {name.split(".")[1] for name, value in load_file(after).items() if not torch.equal(value, before[name])}
     assert changed & {"conv1", "bn1", "layer1", "layer2", "layer3"} == set()
     assert "layer4" in changed
 
 
-def test_a_plan_that_thaws_is_resumed_to_the_bit(pictures, tmp_path):
-    from course_ml.training import Batches, Training, build_loader, train_epoch
+def test_a_plan_that_thaws_is_resumed_to_the_bit(images, tmp_path):
+    from course_ml.training import Batches, build_loader, train_epoch
+    from course_ml.fitting import Training
     recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=3, freeze="head first 1", layer_decay=.5)
-    folds = Folds.holdout(pictures)
-    whole = fit(build_model(recipe, 2), recipe, pictures, folds, folder=tmp_path / "whole")
-    model, train = build_model(recipe, 2), folds.rows("train")
-    state = Training(model, recipe, pictures.labels[train], 2, 2)
-    loader = build_loader(Batches(pictures.images(32), pictures.labels, 2, recipe))
+    split = Split.holdout(images)
+    whole = fit(build_model(recipe, 2), recipe, images, split, folder=tmp_path / "whole")
+    model, train = build_model(recipe, 2), split.rows("train")
+    state = Training(model, recipe, images.labels[train], 2, 2)
+    loader = build_loader(Batches(images.images(32), images.labels, 2, recipe))
     for epoch in range(2):
         model.begin_epoch(recipe, epoch)
-        loader.sampler.items = state.plan(train, pictures.labels)
-        train_epoch(state, loader, pictures.items.id.to_numpy(object))
+        loader.sampler.items = state.plan(train, images.labels)
+        train_epoch(state, loader, images.items.id.to_numpy(object))
         state.finish_epoch(whole.history.loc[epoch].to_dict())
     state.save(tmp_path / "resumed" / "checkpoints")
-    resumed = fit(build_model(recipe, 2), recipe, pictures, folds, folder=tmp_path / "resumed")
+    resumed = fit(build_model(recipe, 2), recipe, images, split, folder=tmp_path / "resumed")
     assert (resumed.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()

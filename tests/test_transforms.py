@@ -17,14 +17,14 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from course_ml import transforms
-from course_ml.core import AUGMENTATIONS, PREPROCESSING, Recipe, cache_folder
+from course_ml.provenance import cache_folder
+from course_ml.config import AUGMENTATIONS, PREPROCESSING, Recipe
 from course_ml.data import Dataset
-from course_ml.transforms import (AUGMENTATION_SETS, PREPROCESS, affine_maps, augment_batch, blend, foreground, grey, mix_batch, move, preprocess_image,
-                                  read_augmentation, recipe_images, rembg_foreground, turn_hue)
+from course_ml.transforms import AUGMENTATION_SETS, PREPROCESS, affine_maps, augment_batch, blend, foreground, gray, mix_batch, move, preprocess_image, read_augmentation, recipe_images, rembg_foreground, turn_hue
 
 NUMBERS = {"DEGREES": "30", "FRACTION": "0.3", "SMALLEST": "0.5", "OPERATIONS": "2", "MAGNITUDE": "9", "PROBABILITY": "0.9"}
 TEXTS = [" ".join(NUMBERS.get(word, word) for word in form.split()) for form in AUGMENTATIONS]
-PICTURES = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
@@ -33,81 +33,81 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_ML_PROGRESS", "0")
 
 
-def smooth_pictures(n, size=48):
-    "Pictures of a few broad patches, as uint8 (n, size, size, 3)."
+def smooth_images(n, size=48):
+    "Images of a few broad patches, as uint8 (n, size, size, 3)."
     coarse = np.random.default_rng(0).integers(0, 256, (n, 5, 5, 3), dtype="uint8")
     return np.stack([np.asarray(Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC)) for c in coarse])
 
 
 def make_dataset(n=12):
-    return Dataset.from_arrays("patches", smooth_pictures(n), np.arange(n) % 3)
+    return Dataset.from_arrays("patches", smooth_images(n), np.arange(n) % 3)
 
 
 # Augmentation
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_changes_something(text):
-    changed = augment_batch(PICTURES, (text,), seed=1)
-    assert not torch.equal(changed, PICTURES) and changed.shape == PICTURES.shape
+    changed = augment_batch(IMAGES, (text,), seed=1)
+    assert not torch.equal(changed, IMAGES) and changed.shape == IMAGES.shape
 
 
 @settings(deadline=None, max_examples=60)
 @given(augment=strategies.lists(strategies.sampled_from(TEXTS), max_size=4), seed=strategies.integers(0, 2**31 - 1), n=strategies.integers(1, 6))
 def test_a_seed_decides_everything_and_nothing_else_is_touched(augment, seed, n):
     def global_states(): return torch.random.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
-    pictures, before = PICTURES[:n].clone(), global_states()
-    changed = augment_batch(pictures, tuple(augment), seed)
-    assert global_states() == before and torch.equal(pictures, PICTURES[:n])
-    assert changed.dtype == torch.float32 and changed.shape == pictures.shape and 0 <= changed.min() and changed.max() <= 1
+    images, before = IMAGES[:n].clone(), global_states()
+    changed = augment_batch(images, tuple(augment), seed)
+    assert global_states() == before and torch.equal(images, IMAGES[:n])
+    assert changed.dtype == torch.float32 and changed.shape == images.shape and 0 <= changed.min() and changed.max() <= 1
     torch.rand(3)
-    assert torch.equal(augment_batch(pictures, tuple(augment), seed), changed)
+    assert torch.equal(augment_batch(images, tuple(augment), seed), changed)
 
 
-def test_other_seeds_give_other_pictures_and_pictures_differ_from_each_other():
-    same = PICTURES[:1].repeat(8, 1, 1, 1)
+def test_other_seeds_give_other_images_and_images_differ_from_each_other():
+    same = IMAGES[:1].repeat(8, 1, 1, 1)
     for text in TEXTS:
         batches = [augment_batch(same, (text,), seed) for seed in (1, 2)]
         assert not torch.equal(*batches), text
-        assert len({picture.numpy().tobytes() for picture in batches[0]}) > 1, text
+        assert len({image.numpy().tobytes() for image in batches[0]}) > 1, text
 
 
 def test_the_worker_process_gives_the_same_batch():
     script = "import torch; from course_ml.transforms import *; x = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(0)); " \
              f"print(augment_batch(x, {tuple(TEXTS)!r}, 5).double().sum().item())"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert float(said) == augment_batch(PICTURES, tuple(TEXTS), 5).double().sum().item()
+    preds = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert float(preds) == augment_batch(IMAGES, tuple(TEXTS), 5).double().sum().item()
 
 
-@pytest.mark.parametrize("wrong", ["mirror", "flip 2", "rotation", "rotation 200", "zoom 1", "crop 0", "erase 1.5", "colour -0.1", "random augment 2", "random augment 0 9", "random augment 2 31", "random augment 2.5 9"])
+@pytest.mark.parametrize("wrong", ["mirror", "flip 2", "rotation", "rotation 200", "zoom 1", "crop 0", "erase 1.5", "color -0.1", "random augment 2", "random augment 0 9", "random augment 2 31", "random augment 2.5 9"])
 def test_wrong_texts_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=f"augment: '{wrong}'"): augment_batch(PICTURES, (wrong,), 0)
+    with pytest.raises(ValueError, match=f"augment: '{wrong}'"): augment_batch(IMAGES, (wrong,), 0)
 
 
 @pytest.mark.parametrize("name", AUGMENTATION_SETS)
 def test_every_named_set_is_a_recipe(name):
-    assert augment_batch(PICTURES, Recipe(augment=AUGMENTATION_SETS[name]).augment, 0).shape == PICTURES.shape
+    assert augment_batch(IMAGES, Recipe(augment=AUGMENTATION_SETS[name]).augment, 0).shape == IMAGES.shape
 
 
 @pytest.mark.parametrize("text, axis", [("flip", -1), ("vertical flip", -2)])
 def test_flips_are_mirror_images_half_the_time(text, axis):
-    changed = augment_batch(PICTURES[:1].repeat(200, 1, 1, 1), (text,), 0)
-    mirrored = (changed - PICTURES[0].flip(axis)).abs().amax((1, 2, 3)) < 1e-4
-    kept = (changed - PICTURES[0]).abs().amax((1, 2, 3)) < 1e-4
+    changed = augment_batch(IMAGES[:1].repeat(200, 1, 1, 1), (text,), 0)
+    mirrored = (changed - IMAGES[0].flip(axis)).abs().amax((1, 2, 3)) < 1e-4
+    kept = (changed - IMAGES[0]).abs().amax((1, 2, 3)) < 1e-4
     assert (mirrored ^ kept).all() and 70 < mirrored.sum() < 130
 
 
 def test_turns_are_those_of_torchvision_away_from_the_border():
-    pictures = torch.from_numpy(smooth_pictures(1)).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(smooth_images(1)).permute(0, 3, 1, 2).float() / 255
     for turn in affine_maps("rotation", 90, 5):
         angle = np.degrees(np.arctan2(turn[1, 0].item(), turn[0, 0].item()))
-        expected = functional.rotate(pictures, angle, interpolation="bilinear")
-        assert (expected - move(pictures, turn[None]))[..., 16:32, 16:32].abs().max() < 1e-4
+        expected = functional.rotate(images, angle, interpolation="bilinear")
+        assert (expected - move(images, turn[None]))[..., 16:32, 16:32].abs().max() < 1e-4
 
 
 def test_a_turn_stays_within_the_angle_asked_for():
-    picture = torch.zeros(1, 3, 65, 65)
-    picture[:, :, 32, 40:60] = 1  # a line to the right
-    turned = augment_batch(picture.repeat(200, 1, 1, 1), ("rotation 30",), 0)[:, 0]
+    image = torch.zeros(1, 3, 65, 65)
+    image[:, :, 32, 40:60] = 1  # a line to the right
+    turned = augment_batch(image.repeat(200, 1, 1, 1), ("rotation 30",), 0)[:, 0]
     rows, columns = np.mgrid[-32:33, -32:33]
     angles = [np.degrees(np.arctan2((rows * t).sum(), (columns * t).sum())) for t in turned.numpy()]
     assert 25 < max(map(abs, angles)) <= 31 and abs(np.mean(angles)) < 5
@@ -116,37 +116,37 @@ def test_a_turn_stays_within_the_angle_asked_for():
 def test_a_crop_has_the_area_and_shape_asked_for_and_lies_inside():
     torch.manual_seed(0)
     maps = affine_maps("crop", .5, 2000)
-    width, height, centre = maps[:, 0, 0], maps[:, 1, 1], maps[:, :2, 2]
+    width, height, center = maps[:, 0, 0], maps[:, 1, 1], maps[:, :2, 2]
     inside = (width < 1) & (height < 1)
     area, ratio = (width * height)[inside], (width / height)[inside]
     assert .5 <= area.min() and (width * height).max() <= 1 and .8 - 1e-4 <= ratio.min() and ratio.max() <= 1.2 + 1e-4
-    assert (centre[:, 0].abs() + width).max() <= 1 + 1e-6 and (centre[:, 1].abs() + height).max() <= 1 + 1e-6
+    assert (center[:, 0].abs() + width).max() <= 1 + 1e-6 and (center[:, 1].abs() + height).max() <= 1 + 1e-6
 
 
 def test_a_crop_shows_what_torchvision_cuts_out():
-    pictures = torch.from_numpy(smooth_pictures(1)).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(smooth_images(1)).permute(0, 3, 1, 2).float() / 255
     box = torch.tensor([[[.5, 0, .25], [0, .75, -.25], [0, 0, 1]]])  # columns 18 to 42, rows 0 to 36 of 48
-    expected = functional.resized_crop(pictures, 0, 18, 36, 24, [48, 48], antialias=False)
-    assert (move(pictures, box) - expected)[..., 2:-2, 2:-2].abs().max() < 1e-4
+    expected = functional.resized_crop(images, 0, 18, 36, 24, [48, 48], antialias=False)
+    assert (move(images, box) - expected)[..., 2:-2, 2:-2].abs().max() < 1e-4
 
 
 def test_movements_are_done_in_their_order():
     torch.manual_seed(0)
     first, second = affine_maps("zoom", .2, 6), affine_maps("rotation", 10, 6)
-    pictures = torch.from_numpy(smooth_pictures(6)).permute(0, 3, 1, 2).float() / 255
-    assert (move(pictures, first @ second) - move(move(pictures, first), second))[..., 12:36, 12:36].abs().max() < .02
+    images = torch.from_numpy(smooth_images(6)).permute(0, 3, 1, 2).float() / 255
+    assert (move(images, first @ second) - move(move(images, first), second))[..., 12:36, 12:36].abs().max() < .02
 
 
 @settings(deadline=None, max_examples=40)
-@given(factor=strategies.floats(0, 2), turns=strategies.floats(-.5, .5), seed=strategies.integers(0, 1000), grey_level=strategies.booleans())
-def test_colours_are_those_of_torchvision(factor, turns, seed, grey_level):
-    pictures = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    if grey_level: pictures = pictures[:, :1].repeat(1, 3, 1, 1)
+@given(factor=strategies.floats(0, 2), turns=strategies.floats(-.5, .5), seed=strategies.integers(0, 1000), gray_level=strategies.booleans())
+def test_colors_are_those_of_torchvision(factor, turns, seed, gray_level):
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    if gray_level: images = images[:, :1].repeat(1, 3, 1, 1)
     factors = torch.full((2,), factor)
-    torch.testing.assert_close(blend(pictures, 0., factors), functional.adjust_brightness(pictures, factor), atol=1e-5, rtol=0)
-    torch.testing.assert_close(blend(pictures, grey(pictures).mean((1, 2, 3), keepdim=True), factors), functional.adjust_contrast(pictures, factor), atol=1e-5, rtol=0)
-    torch.testing.assert_close(blend(pictures, grey(pictures), factors), functional.adjust_saturation(pictures, factor), atol=1e-5, rtol=0)
-    torch.testing.assert_close(turn_hue(pictures, torch.full((2,), turns)), functional.adjust_hue(pictures, turns), atol=2e-5, rtol=0)
+    torch.testing.assert_close(blend(images, 0., factors), functional.adjust_brightness(images, factor), atol=1e-5, rtol=0)
+    torch.testing.assert_close(blend(images, gray(images).mean((1, 2, 3), keepdim=True), factors), functional.adjust_contrast(images, factor), atol=1e-5, rtol=0)
+    torch.testing.assert_close(blend(images, gray(images), factors), functional.adjust_saturation(images, factor), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turn_hue(images, torch.full((2,), turns)), functional.adjust_hue(images, turns), atol=2e-5, rtol=0)
 
 
 def test_erasing_paints_rectangles_as_often_as_asked():
@@ -155,12 +155,12 @@ def test_erasing_paints_rectangles_as_often_as_asked():
 
 
 def test_small_batches_are_fast():
-    pictures = torch.rand(128, 3, 32, 32)
-    augment_batch(pictures, AUGMENTATION_SETS["leaves"], 0)
+    images = torch.rand(128, 3, 32, 32)
+    augment_batch(images, AUGMENTATION_SETS["leaves"], 0)
     seconds = []
     for seed in range(5):
         start = time.perf_counter()
-        augment_batch(pictures, AUGMENTATION_SETS["leaves"], seed)
+        augment_batch(images, AUGMENTATION_SETS["leaves"], seed)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < .1
 
@@ -170,22 +170,22 @@ def test_small_batches_are_fast():
 @pytest.mark.parametrize("name", PREPROCESSING)
 @pytest.mark.parametrize("size", [4, 8, 33, 96])
 def test_every_preprocessing_changes_something_and_keeps_shape_and_type(name, size):
-    picture = smooth_pictures(1, size)[0].copy()
-    given = picture.copy()
-    changed = preprocess_image(picture, (name,))
+    image = smooth_images(1, size)[0].copy()
+    given = image.copy()
+    changed = preprocess_image(image, (name,))
     assert changed.shape == (size, size, 3) and changed.dtype == np.uint8
-    assert np.array_equal(picture, given) and np.array_equal(changed, preprocess_image(picture, (name,)))
-    assert size < 33 or not np.array_equal(changed, picture)
+    assert np.array_equal(image, given) and np.array_equal(changed, preprocess_image(image, (name,)))
+    assert size < 33 or not np.array_equal(changed, image)
 
 
 @pytest.mark.parametrize("name", PREPROCESSING)
 @pytest.mark.parametrize("value", [0, 130, 255])
-def test_a_picture_of_one_colour_is_no_trouble(name, value):
+def test_a_image_of_one_color_is_no_trouble(name, value):
     assert preprocess_image(np.full((32, 32, 3), value, "uint8"), (name,)).shape == (32, 32, 3)
 
 
 def test_unknown_preprocessing_is_refused():
-    with pytest.raises(ValueError, match="preprocess: 'sepia' is none of"): preprocess_image(smooth_pictures(1)[0], ("sepia",))
+    with pytest.raises(ValueError, match="preprocess: 'sepia' is none of"): preprocess_image(smooth_images(1)[0], ("sepia",))
 
 
 def test_otsu_finds_the_best_split_of_all():
@@ -194,39 +194,39 @@ def test_otsu_finds_the_best_split_of_all():
     assert within(transforms.otsu_threshold(values)) <= 1.01 * min(map(within, np.sort(values)[:-1]))
 
 
-@pytest.mark.parametrize("colours", [((200, 40, 40), (60, 90, 60)), ((30, 60, 30), (230, 230, 230))])
-def test_the_foreground_is_the_disc(colours):
+@pytest.mark.parametrize("colors", [((200, 40, 40), (60, 90, 60)), ((30, 60, 30), (230, 230, 230))])
+def test_the_foreground_is_the_disc(colors):
     across = np.linspace(-1, 1, 80)
     disc = np.hypot(across[:, None] - .1, across + .2) < .5
     noise = np.random.default_rng(0).normal(0, 10, (80, 80, 3))
-    picture = (np.where(disc[..., None], *colours) + noise).clip(0, 255).astype("uint8")
-    mask = foreground(picture)
+    image = (np.where(disc[..., None], *colors) + noise).clip(0, 255).astype("uint8")
+    mask = foreground(image)
     assert (mask & disc).sum() / (mask | disc).sum() > .95
 
 
 def test_rembg_is_asked_for_by_name_and_used_where_it_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", None)
-    with pytest.raises(ImportError, match=r"pip install 'course_ml\[rembg\]'"): rembg_foreground(smooth_pictures(1)[0])
+    with pytest.raises(ImportError, match=r"pip install 'course_ml\[rembg\]'"): rembg_foreground(smooth_images(1)[0])
     def remove(image, only_mask): return Image.fromarray(np.where(np.asarray(image)[..., 0] > 100, 255, 0).astype("uint8"))
     monkeypatch.setitem(sys.modules, "rembg", types.SimpleNamespace(remove=remove))
-    picture = smooth_pictures(1)[0]
-    assert np.array_equal(rembg_foreground(picture), picture[..., 0] > 100)
+    image = smooth_images(1)[0]
+    assert np.array_equal(rembg_foreground(image), image[..., 0] > 100)
 
 
 # The cache
 
-def test_prepared_pictures_are_computed_once(monkeypatch):
-    dataset, recipe = make_dataset(), Recipe(image_size=32, preprocess=("greyscale",))
+def test_prepared_images_are_computed_once(monkeypatch):
+    dataset, recipe = make_dataset(), Recipe(image_size=32, preprocess=("grayscale",))
     first = recipe_images(dataset, recipe)
-    assert first.shape == (12, 32, 32, 3) and np.array_equal(first[5], preprocess_image(np.asarray(dataset.images(32)[5]), ("greyscale",)))
-    monkeypatch.setitem(PREPROCESS, "greyscale", lambda picture: pytest.fail("computed again"))
+    assert first.shape == (12, 32, 32, 3) and np.array_equal(first[5], preprocess_image(np.asarray(dataset.images(32)[5]), ("grayscale",)))
+    monkeypatch.setitem(PREPROCESS, "grayscale", lambda image: pytest.fail("computed again"))
     assert np.array_equal(recipe_images(dataset, recipe), first)
     assert recipe_images(replace(dataset, name="other name"), recipe.replace(epochs=7)).filename == first.filename
 
 
 def test_other_content_is_another_file():
-    dataset, recipe = make_dataset(), Recipe(image_size=32, preprocess=("greyscale", "circular mask"))
-    others = [recipe.replace(preprocess=("circular mask", "greyscale")), recipe.replace(preprocess=("greyscale",)), recipe.replace(image_size=24), recipe.replace(resize="squash")]
+    dataset, recipe = make_dataset(), Recipe(image_size=32, preprocess=("grayscale", "circular mask"))
+    others = [recipe.replace(preprocess=("circular mask", "grayscale")), recipe.replace(preprocess=("grayscale",)), recipe.replace(image_size=24), recipe.replace(resize="squash")]
     names = [recipe_images(dataset, r).filename for r in (recipe, *others)] + [recipe_images(dataset.take(range(6)), recipe).filename]
     assert len(set(names)) == 6
     assert recipe_images(dataset, Recipe(image_size=32)).filename == dataset.images(32).filename
@@ -235,7 +235,7 @@ def test_other_content_is_another_file():
 def test_a_failure_leaves_no_file(monkeypatch):
     dataset = make_dataset()
     dataset.images(32)
-    def fail(picture): raise RuntimeError("in the middle")
+    def fail(image): raise RuntimeError("in the middle")
     monkeypatch.setitem(PREPROCESS, "high-pass", fail)
     with pytest.raises(RuntimeError): recipe_images(dataset, Recipe(image_size=32, preprocess=("high-pass",)))
     assert len(list((cache_folder() / "images").iterdir())) == 1
@@ -246,48 +246,48 @@ def test_a_killed_process_leaves_nothing_that_is_used(tmp_path):
 import sys, time
 sys.path[:0] = [{str(Path(__file__).parent)!r}]
 import test_transforms as t
-original = t.transforms.greyscale
-def slow(picture):
+original = t.transforms.grayscale
+def slow(image):
     time.sleep(.2)
-    return original(picture)
-t.PREPROCESS["greyscale"] = slow
-t.recipe_images(t.make_dataset(200), t.Recipe(image_size=32, preprocess=("greyscale",)))
+    return original(image)
+t.PREPROCESS["grayscale"] = slow
+t.recipe_images(t.make_dataset(200), t.Recipe(image_size=32, preprocess=("grayscale",)))
 """
     process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     folder, deadline = cache_folder() / "images", time.monotonic() + 120
     while not (folder.exists() and len(list(folder.glob(".*.npy"))) and len(list(folder.glob("[!.]*.npy")))) and process.poll() is None and time.monotonic() < deadline: time.sleep(.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert len(list(folder.glob("[!.]*.npy"))) == 1, "only the decoded pictures are whole"
+    assert len(list(folder.glob("[!.]*.npy"))) == 1, "only the decoded images are whole"
     dataset = make_dataset(200)
-    images = recipe_images(dataset, Recipe(image_size=32, preprocess=("greyscale",)))
-    assert np.array_equal(images[199], preprocess_image(np.asarray(dataset.images(32)[199]), ("greyscale",)))
+    images = recipe_images(dataset, Recipe(image_size=32, preprocess=("grayscale",)))
+    assert np.array_equal(images[199], preprocess_image(np.asarray(dataset.images(32)[199]), ("grayscale",)))
 
 
 # Mixing
 
 @settings(deadline=None, max_examples=60)
 @given(n=strategies.integers(1, 9), mixup=strategies.sampled_from([0., .2, 1.]), cutmix=strategies.sampled_from([0., .1, 1.]), smoothing=strategies.floats(0, .5), seed=strategies.integers(0, 2**31 - 1))
-def test_mixed_pictures_and_targets_follow_their_formula(n, mixup, cutmix, smoothing, seed):
-    pictures, labels = torch.rand(n, 3, 12, 12, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 9
-    given, state = pictures.clone(), np.random.get_state()[1].copy()
+def test_mixed_images_and_targets_follow_their_formula(n, mixup, cutmix, smoothing, seed):
+    images, labels = torch.rand(n, 3, 12, 12, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 9
+    given, state = images.clone(), np.random.get_state()[1].copy()
     recipe = Recipe(mixup=mixup, cutmix=cutmix, label_smoothing=smoothing)
-    mixed, targets = mix_batch(pictures, labels, 9, recipe, seed)
-    again = mix_batch(pictures, labels, 9, recipe, seed)
+    mixed, targets = mix_batch(images, labels, 9, recipe, seed)
+    again = mix_batch(images, labels, 9, recipe, seed)
     assert torch.equal(mixed, again[0]) and torch.equal(targets, again[1]) and np.array_equal(np.random.get_state()[1], state)
-    assert torch.equal(pictures, given) and targets.dtype == torch.float32 and targets.shape == (n, 9)
+    assert torch.equal(images, given) and targets.dtype == torch.float32 and targets.shape == (n, 9)
     torch.testing.assert_close(targets.sum(1), torch.ones(n))
 
     smooth = (1 - smoothing) * torch.nn.functional.one_hot(labels, 9) + smoothing / 9
     even = n // 2 * 2
-    assert torch.equal(mixed[even:], pictures[even:])
+    assert torch.equal(mixed[even:], images[even:])
     torch.testing.assert_close(targets[even:], smooth[even:])
     if not mixup and not cutmix or not even: return
-    differing = pictures[:even] - pictures[:even].flip(0)
-    share = (((mixed[:even] - pictures[:even].flip(0)) * differing).sum() / differing.square().sum()).item()
-    whole = (mixed[0] == pictures[0]).all(0)
-    if (whole | (mixed[0] == pictures[even - 1]).all(0)).all(): share = whole.float().mean().item()  # CutMix: the area that is left
-    else: torch.testing.assert_close(mixed[:even], share * pictures[:even] + (1 - share) * pictures[:even].flip(0), atol=1e-4, rtol=0)
+    differing = images[:even] - images[:even].flip(0)
+    share = (((mixed[:even] - images[:even].flip(0)) * differing).sum() / differing.square().sum()).item()
+    whole = (mixed[0] == images[0]).all(0)
+    if (whole | (mixed[0] == images[even - 1]).all(0)).all(): share = whole.float().mean().item()  # CutMix: the area that is left
+    else: torch.testing.assert_close(mixed[:even], share * images[:even] + (1 - share) * images[:even].flip(0), atol=1e-4, rtol=0)
     torch.testing.assert_close(targets[:even], share * smooth[:even] + (1 - share) * smooth[:even].flip(0), atol=1e-3, rtol=0)
 
 
@@ -301,8 +301,8 @@ def test_smoothing_is_that_of_torch(smoothing, seed):
 
 
 def test_both_kinds_of_mixing_come_when_both_are_asked_for():
-    pictures, labels = torch.rand(4, 3, 12, 12), torch.arange(4)
+    images, labels = torch.rand(4, 3, 12, 12), torch.arange(4)
     def is_cut(seed):
-        mixed, _ = mix_batch(pictures, labels, 4, Recipe(mixup=1.0, cutmix=1.0), seed)
-        return bool(((mixed == pictures) | (mixed == pictures.flip(0))).all())
+        mixed, _ = mix_batch(images, labels, 4, Recipe(mixup=1.0, cutmix=1.0), seed)
+        return bool(((mixed == images) | (mixed == images.flip(0))).all())
     assert 5 < sum(map(is_cut, range(40))) < 35

@@ -41,7 +41,7 @@ def is_import(node: ast.AST) -> bool:
 
 
 def imported_names(path: Path) -> set[str]:
-    "All that a module imports, anywhere in it, as dotted names; its neighbours as `course_ml.NAME`."
+    "All that a module imports, anywhere in it, as dotted names; its neighbors as `course_ml.NAME`."
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -136,7 +136,7 @@ def test_imports_are_alone_in_their_cells(path):
 @every_notebook
 def test_is_small(path):
     size = path.stat().st_size / 1e6
-    assert size < 1, f"{size:.1f} MB: save fewer or smaller pictures"
+    assert size < 1, f"{size:.1f} MB: save fewer or smaller images"
 
 
 @every_notebook
@@ -178,8 +178,8 @@ def test_imports_go_one_way(path):
     "A module imports only those that earlier lessons made, so there are no circles."
     made = [directive(cell, "default_exp") for notebook in NOTEBOOKS for cell in code_cells(notebook)]
     order = [name for name in made if name]
-    neighbours = {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")} & set(order)
-    later = [name for name in sorted(neighbours) if order.index(name) >= order.index(path.stem)]
+    neighbors = {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")} & set(order)
+    later = [name for name in sorted(neighbors) if order.index(name) >= order.index(path.stem)]
     assert not later, f"{path.stem} imports {later}, which later lessons make"
 
 

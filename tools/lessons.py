@@ -54,11 +54,11 @@ def save(notebook, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def smaller(picture: str) -> str:
-    "A PNG in base64 with at most 256 colours."
+def smaller(image: str) -> str:
+    "A PNG in base64 with at most 256 colors."
     small = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").quantize(256).save(small, "png", optimize=True)
-    return min(picture, base64.b64encode(small.getvalue()).decode(), key=len)
+    Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    return min(image, base64.b64encode(small.getvalue()).decode(), key=len)
 
 
 def take_outputs(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""fastai, as its tutorials use it. Runs in .venv-peers: its companions can not be installed beside nbdev's."""
+"""fastai, as its tutorials use it. Runs in .venv-peers: its companions cannot be installed beside nbdev's."""
 import time
 import timm
 import torch
@@ -29,7 +29,7 @@ class Steps(Callback):
         if self.training and len(self.times) == self.steps: raise CancelFitException
 
     def rate(self):
-        "Pictures a second between the first batch and the last, so that starting the worker processes does not count."
+        "Images a second between the first batch and the last, so that starting the worker processes does not count."
         return (len(self.times) - 1) * state["loaders"].bs / (self.times[-1] - self.times[0])
 
 
@@ -41,14 +41,14 @@ def quiet(learner):
 
 
 def prepare(model, image_size, batch_size, folder):
-    "Build a network and its pictures; one step to warm up."
+    "Build a network and its images; one step to warm up."
     loaders = ImageDataLoaders.from_folder(folder, train="train", valid="validation", item_tfms=Resize(image_size), bs=batch_size, val_bs=batch_size)
     state.update(loaders=loaders, learner=quiet(Learner(loaders, timm.create_model(model, num_classes=loaders.c), loss_func=CrossEntropyLossFlat(), lr=1e-4)))
     return {"seconds": batch_size / rates(1)["training"]}
 
 
 def rates(steps):
-    "Pictures a second of `fit` and of `get_preds`."
+    "Images a second of `fit` and of `get_preds`."
     learner, loaders, training, inference = state["learner"], state["loaders"], Steps(steps + 1), Steps(steps + 1)
     learner.fit(1 + steps // len(loaders.train), cbs=training)
     files = loaders.train_ds.items
@@ -65,9 +65,9 @@ def fit_same(layers, recipe, start, folder, image_size, seed, target, limit):
     model = build_cnn(layers, image_size, loaders.c)
     model.load_state_dict(load_file(start))
     learner = quiet(Learner(loaders, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=same_adam, wd_bn_bias=True))
-    watch = Stopwatch(began, target, limit)
-    learner.fit_one_cycle(recipe["epochs"], recipe["learning_rate"], pct_start=.3, wd=recipe["weight_decay"], moms=(.9, .9, .9), cbs=watch)
-    return {"epochs": watch.rows}
+    callback = Stopwatch(began, target, limit)
+    learner.fit_one_cycle(recipe["epochs"], recipe["learning_rate"], pct_start=.3, wd=recipe["weight_decay"], moms=(.9, .9, .9), cbs=callback)
+    return {"epochs": callback.rows}
 
 
 def same_adam(parameters, **options): return Adam(parameters, sqr_mom=.999, eps=1e-8, **options)
@@ -78,9 +78,9 @@ def fit_default(folder, image_size, seed, target, limit, epochs=5):
     began = time.perf_counter()
     set_seed(seed)
     learner = quiet(vision_learner(ImageDataLoaders.from_folder(folder, train="train", valid="validation"), resnet18, pretrained=False, metrics=accuracy))
-    watch = Stopwatch(began, target, limit)
-    while not watch.rows or (watch.rows[-1]["accuracy"] < target and watch.rows[-1]["seconds"] < limit): learner.fit_one_cycle(epochs, cbs=watch)
-    return {"epochs": watch.rows, "parameters": sum(p.numel() for p in learner.model.parameters())}
+    callback = Stopwatch(began, target, limit)
+    while not callback.rows or (callback.rows[-1]["accuracy"] < target and callback.rows[-1]["seconds"] < limit): learner.fit_one_cycle(epochs, cbs=callback)
+    return {"epochs": callback.rows, "parameters": sum(p.numel() for p in learner.model.parameters())}
 
 
 if __name__ == "__main__": serve({"prepare": prepare, "rates": rates, "fit_same": fit_same, "fit_default": fit_default})

@@ -22,15 +22,15 @@ class Stopwatch(keras.callbacks.Callback):
         if self.rows[-1]["accuracy"] >= self.target or self.rows[-1]["seconds"] > self.limit: self.model.stop_training = True
 
 
-def pictures_of(folder, part, image_size, batch_size, **options):
-    "The pictures of a folder, as Keras reads them."
+def images_of(folder, part, image_size, batch_size, **options):
+    "The images of a folder, as Keras reads them."
     return keras.utils.image_dataset_from_directory(f"{folder}/{part}", image_size=(image_size, image_size), batch_size=batch_size, verbose=False, **options)
 
 
 def prepare(model, image_size, batch_size, folder):
-    "Build a network and its pictures; one step to warm up."
+    "Build a network and its images; one step to warm up."
     keras.backend.clear_session()
-    data = pictures_of(folder, "train", image_size, batch_size)
+    data = images_of(folder, "train", image_size, batch_size)
     network = getattr(keras.applications, APPLICATIONS[model])(weights=None, input_shape=(image_size, image_size, 3), classes=len(data.class_names))
     network.compile(optimizer=keras.optimizers.Adam(1e-4), loss="sparse_categorical_crossentropy")
     state.update(model=network, data=data.repeat().prefetch(tf.data.AUTOTUNE), batch_size=batch_size)
@@ -48,12 +48,12 @@ class Steps(keras.callbacks.Callback):
     def on_predict_batch_end(self, batch, logs): self.times.append(time.perf_counter())
 
     def rate(self):
-        "Pictures a second between the first batch and the last, so that starting does not count."
+        "Images a second between the first batch and the last, so that starting does not count."
         return (len(self.times) - 1) * state["batch_size"] / (self.times[-1] - self.times[0])
 
 
 def rates(steps):
-    "Pictures a second of `fit` and of `predict`."
+    "Images a second of `fit` and of `predict`."
     training, inference = Steps(), Steps()
     state["model"].fit(state["data"], steps_per_epoch=steps + 1, verbose=0, callbacks=[training])
     state["model"].predict(state["data"], steps=steps + 1, verbose=0, callbacks=[inference])
@@ -75,19 +75,19 @@ def fit_same(layers, recipe, start, folder, image_size, seed, target, limit):
     "Train the model of the course from the same start with the same recipe, in Keras's hands."
     began = time.perf_counter()
     keras.utils.set_random_seed(seed)
-    train, validation = (pictures_of(folder, part, image_size, recipe["batch_size"], label_mode="int") for part in ("train", "validation"))
+    train, validation = (images_of(folder, part, image_size, recipe["batch_size"], label_mode="int") for part in ("train", "validation"))
     flip, classes = keras.layers.RandomFlip("horizontal"), len(train.class_names)
     twin, model = build_cnn(layers, image_size, classes), build_keras_cnn(layers, image_size, classes)
     twin.load_state_dict(load_file(start))
     to_keras(twin, model)
     steps = recipe["epochs"] * len(train)
-    train = train.map(lambda pictures, labels: (flip(pictures, training=True) / 255, labels), num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-    validation = validation.map(lambda pictures, labels: (pictures / 255, labels)).prefetch(tf.data.AUTOTUNE)
+    train = train.map(lambda images, labels: (flip(images, training=True) / 255, labels), num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    validation = validation.map(lambda images, labels: (images / 255, labels)).prefetch(tf.data.AUTOTUNE)
     model.compile(optimizer=keras.optimizers.AdamW(OneCycle(recipe["learning_rate"], steps), weight_decay=recipe["weight_decay"], epsilon=1e-8),
                   loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    watch = Stopwatch(began, target, limit)
-    model.fit(train, validation_data=validation, epochs=recipe["epochs"], verbose=0, callbacks=[watch])
-    return {"epochs": watch.rows}
+    callback = Stopwatch(began, target, limit)
+    model.fit(train, validation_data=validation, epochs=recipe["epochs"], verbose=0, callbacks=[callback])
+    return {"epochs": callback.rows}
 
 
 def small_xception(image_size):
@@ -106,20 +106,20 @@ def small_xception(image_size):
 
 
 def fit_default(folder, image_size, seed, target, limit, epochs=25):
-    "The example of Keras, with its network and settings, at the pictures' own size."
+    "The example of Keras, with its network and settings, at the images' own size."
     began = time.perf_counter()
     keras.utils.set_random_seed(seed)
-    train, validation = (pictures_of(folder, part, image_size, 128) for part in ("train", "validation"))
+    train, validation = (images_of(folder, part, image_size, 128) for part in ("train", "validation"))
     changes = [layers.RandomFlip("horizontal"), layers.RandomRotation(.1)]
-    def augment(pictures, labels):
-        for change in changes: pictures = change(pictures, training=True)
-        return pictures, labels
+    def augment(images, labels):
+        for change in changes: images = change(images, training=True)
+        return images, labels
     train = train.map(augment, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     model = small_xception(image_size)
     model.compile(optimizer=keras.optimizers.Adam(3e-4), loss=keras.losses.BinaryCrossentropy(from_logits=True), metrics=[keras.metrics.BinaryAccuracy(name="accuracy", threshold=0)])
-    watch = Stopwatch(began, target, limit)
-    model.fit(train, validation_data=validation.prefetch(tf.data.AUTOTUNE), epochs=epochs, verbose=0, callbacks=[watch])
-    return {"epochs": watch.rows, "parameters": model.count_params()}
+    callback = Stopwatch(began, target, limit)
+    model.fit(train, validation_data=validation.prefetch(tf.data.AUTOTUNE), epochs=epochs, verbose=0, callbacks=[callback])
+    return {"epochs": callback.rows, "parameters": model.count_params()}
 
 
 if __name__ == "__main__": serve({"prepare": prepare, "rates": rates, "fit_same": fit_same, "fit_default": fit_default})

@@ -15,8 +15,8 @@ def serve(tasks):
         print(json.dumps(tasks[job.pop("task")](**job)), file=answers, flush=True)
 
 
-def timed(work, pictures):
-    "Pictures a second of one call."
+def timed(work, images):
+    "Images a second of one call."
     began = time.perf_counter()
     work()
-    return pictures / (time.perf_counter() - began)
+    return images / (time.perf_counter() - began)

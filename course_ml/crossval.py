@@ -154,7 +154,7 @@ def average(
     aligned = [member.probabilities[matching_rows(first, member)] for member in members]
     mean = np.average(aligned, axis=0, weights=weights)
     table = first.table.assign(**{f"p:{name}": mean[:, c] for c, name in enumerate(first.classes)})
-    return replace(first, table=table, recipe_hash=content_hash([member.recipe_hash for member in members], weights.tolist()))
+    return replace(first, table=table, key=content_hash([member.key for member in members], weights.tolist()))
 
 def diversity(
     members: dict[str, Predictions],  # of the same images
@@ -210,7 +210,7 @@ def ensemble(
         parts.append(average([replace(member, table=member.table[inside].reset_index(drop=True)) for member in aligned], weights).table)
         rows.append({"fold": fold, **dict(zip(members, weights))})
     table = pd.concat(parts).set_index("id").loc[first.ids].reset_index()
-    return replace(first, table=table, recipe_hash=content_hash(weighting, [member.recipe_hash for member in aligned])), pd.DataFrame(rows)
+    return replace(first, table=table, key=content_hash(weighting, [member.key for member in aligned])), pd.DataFrame(rows)
 
 # %% ../nbs/07_crossval.ipynb #f224915d
 def predict_out_of_fold(
@@ -224,7 +224,7 @@ def predict_out_of_fold(
     split.matches(dataset)
     for fold, run in enumerate(cross_validation.runs):
         rows = split.rows("validation", fold)
-        preds.append(Predictions.make(dataset.items.id.iloc[rows], dataset.labels[rows], predict_images(run, dataset, rows, tta), dataset.classes, "validation", fold, run.info["recipe"], dataset.fingerprint))
+        preds.append(Predictions.make(dataset, rows, predict_images(run, dataset, rows, tta), "validation", fold, run.info["recipe"]))
     table = pd.concat([one.table for one in preds]).set_index("id")
     return replace(preds[0], table=table.loc[[i for i in split.ids if i in table.index]].reset_index())
 

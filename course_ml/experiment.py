@@ -118,6 +118,7 @@ def evaluate_test(
     if not path.exists():
         split.matches(dataset)
         rows = split.rows("test")
-        Predictions.make(dataset.items.id.iloc[rows], dataset.labels[rows], predict(run.model, run.inputs, rows), dataset.classes, "test", run.info["fold"], run.info["recipe"], dataset.fingerprint).save(path)
+        preds = Predictions.make(dataset, rows, predict(run.model, run.inputs, rows), "test", run.info["fold"], run.info["recipe"])
+        preds.save(path)
     run.note(test_evaluations=run.info["test_evaluations"] + 1)
     return Predictions.load(path)

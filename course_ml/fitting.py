@@ -215,7 +215,7 @@ def _finish(run, state, dataset, fold, inputs, validation):
     with atomic_path(run.folder / "best.safetensors") as temporary: save_file(state.best, temporary)
     state.raw.load_state_dict(state.best)
     run.save_history(state.history)
-    preds = Predictions.make(dataset.items.id.iloc[validation], dataset.labels[validation], predict(state.raw, inputs, validation), dataset.classes, "validation", fold, run.info["recipe"], dataset.fingerprint)
+    preds = Predictions.make(dataset, validation, predict(state.raw, inputs, validation), "validation", fold, run.info["recipe"])
     preds.save(run.folder / "predictions.parquet")
     run.note(state="finished", device=str(state.device), seconds=round(sum(r["seconds"] for r in state.history), 1))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)

@@ -355,7 +355,7 @@ def _finish(run, model, recipe, dataset, fold, images, validation):
     history = pd.read_csv(run.folder / "checkpoints" / "log.csv")[list(HISTORY)].rename(columns=HISTORY)
     run.save_history(history.to_dict("records"))
     model.load_weights(run.folder / "best.weights.h5")
-    preds = Predictions.make(dataset.items.id.iloc[validation], dataset.labels[validation], predict_keras(model, images, validation), dataset.classes, "validation", fold, recipe.hash, dataset.fingerprint)
+    preds = Predictions.make(dataset, validation, predict_keras(model, images, validation), "validation", fold, recipe.hash)
     preds.save(run.folder / "predictions.parquet")
     run.note(state="finished", device="keras on tensorflow", seconds=round(history.seconds.sum(), 1))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)

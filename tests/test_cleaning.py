@@ -23,7 +23,7 @@ def guess(classes=4, n=200, noise=.1, seed=0):
     given_labels = np.where(wrong, (true + rng.integers(1, classes, n)) % classes, true)
     logits = rng.normal(size=(n, classes)) + 3 * np.eye(classes)[true]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return Predictions.make([f"p{i:03d}" for i in range(n)], given_labels, probabilities, list("abcd")[:classes]), wrong
+    return Predictions.from_arrays([f"p{i:03d}" for i in range(n)], given_labels, probabilities, list("abcd")[:classes]), wrong
 
 
 @given(data=strategies.data(), n=strategies.integers(2, 60))
@@ -116,7 +116,7 @@ def test_chance_similarity_grows_with_the_share(twins):
 
 def test_leak_effect_counts_every_image_once(twins):
     dataset, features = twins
-    preds = Predictions.make(dataset.items.id, dataset.labels, np.eye(4)[(dataset.labels + (np.arange(80) % 5 == 0)) % 4], dataset.classes)
+    preds = Predictions.from_arrays(dataset.items.id, dataset.labels, np.eye(4)[(dataset.labels + (np.arange(80) % 5 == 0)) % 4], dataset.classes)
     table = leak_effect(preds, similar_pairs(dataset, features).head(7)).set_index("images")
     assert table.n.to_dict() == {"all": 80, "with a twin": 14, "without": 66} and (table.n * table.accuracy).round().astype(int).to_dict()["all"] == 64
 

@@ -99,7 +99,7 @@ def test_a_killed_cross_validation_goes_on_where_it_was(by_local_processes, imag
 def random_members(seed, n=40, classes=3, members=3):
     rng = np.random.default_rng(seed)
     truth, split = rng.integers(0, classes, n), np.arange(n) % 4
-    preds = [Predictions.make(range(n), truth, rng.dirichlet(np.ones(classes), n), list("abc")[:classes]) for _ in range(members)]
+    preds = [Predictions.from_arrays(range(n), truth, rng.dirichlet(np.ones(classes), n), list("abc")[:classes]) for _ in range(members)]
     return {f"model {i}": replace(one, table=one.table.assign(fold=split)) for i, one in enumerate(preds)}
 
 
@@ -139,7 +139,7 @@ def test_greedy_selection_does_not_lose_against_the_best_member(seed):
 
 def test_diversity_by_hand():
     truth = [0, 0, 1, 1]
-    def says(answers): return Predictions.make(range(4), truth, np.eye(2)[answers] * .8 + .1, ["a", "b"])
+    def says(answers): return Predictions.from_arrays(range(4), truth, np.eye(2)[answers] * .8 + .1, ["a", "b"])
     row = diversity({"a": says([0, 1, 1, 1]), "b": says([0, 0, 0, 1])}).iloc[0]
     assert row.disagreement == .5 and row["either right"] == 1 and row["correlation of errors"] == pytest.approx(-1 / 3)
 

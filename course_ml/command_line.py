@@ -279,7 +279,7 @@ def training_data(
 ) -> tuple:  # the data set, its folds, and the fold that validates
     "What to train on. Raises `ReportError` for data that are not there, or a fold that is none."
     from course_ml.data import Split
-    from course_ml.synthetic import BUILT_IN
+    from course_ml.datasets import BUILT_IN
     from course_ml.datasets import load_dataset
     if data not in BUILT_IN and not Path(data).exists(): raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; those are {', '.join(BUILT_IN)}")
     found = re.fullmatch(r"(\d+)/(\d+)", fold or "0/1")

@@ -19,14 +19,15 @@ from course_ml.drawing import (
 )
 
 # %% auto #0
-__all__ = ['PALETTES', 'HABITATS', 'DOTS', 'NATURE10', 'RARE_SPECIES', 'LEAVES', 'BLOOD_CELLS', 'SYNTHETIC_SETS', 'BUILT_IN',
-           'GOLDEN', 'SILVER', 'Kind', 'pick_color', 'pick_traits', 'scatter', 'living_image', 'birdlike',
-           'family_image', 'simple_leaf', 'palmate_leaf', 'draw_leaf', 'leaf_image', 'column', 'shrub', 'agave',
-           'cactus_image', 'white_cell', 'blood_image', 'page', 'chart', 'outlier_image', 'SyntheticSet', 'generator',
-           'assign_classes', 'spread', 'copy_again', 'check_synthetic', 'plan_synthetic', 'make_synthetic', 'notes_of',
-           'digits']
+__all__ = ['PALETTES', 'HABITATS', 'DOTS', 'NATURE10', 'RARE_SPECIES', 'LEAVES', 'SOILS', 'BLOOD_CELLS', 'SYNTHETIC_SETS',
+           'GOLDEN', 'SILVER', 'Kind', 'pick_color', 'pick_traits', 'pick_place', 'scatter', 'living_image', 'birdlike',
+           'family_image', 'simple_leaf', 'palmate_leaf', 'bend_outline', 'draw_compound_leaf', 'draw_leaf',
+           'leaf_image', 'column', 'shrub', 'agave', 'trunk', 'plants', 'cactus_image', 'white_cell', 'red_cells',
+           'blood_image', 'page', 'chart', 'outlier_image', 'SyntheticSet', 'generator', 'assign_classes',
+           'even_sequence', 'near_duplicate', 'check_synthetic', 'plan_synthetic', 'collectors_notes', 'draw_planned',
+           'make_synthetic', 'digits']
 
-# %% ../nbs/library/synthetic.ipynb #76a1b2d6
+# %% ../nbs/library/synthetic.ipynb #f1db360c
 class Kind(NamedTuple):
     "What is drawn, with what traits, in which colors, where."
     draw: Callable           # drawing function
@@ -36,141 +37,217 @@ class Kind(NamedTuple):
     above: bool = False      # seen from above: may face any way
 
 PALETTES = {
-    "earth": [(128, 92, 58), (84, 62, 46), (178, 142, 98), (112, 112, 104), (98, 108, 58), (66, 92, 52), (150, 82, 48),
+    "earth": [(128, 92, 58), (84, 62, 46), (178, 142, 98), (112, 112, 104), (98, 108, 58), (66, 92, 52),
+              (150, 82, 48),
               (52, 48, 48), (212, 192, 152), (168, 128, 50), (70, 84, 96), (140, 124, 116)],
-    "fur": [(128, 92, 58), (84, 62, 46), (178, 142, 98), (112, 108, 102), (150, 88, 52), (52, 48, 46), (206, 190, 160), (150, 128, 100)],
+    "fur": [(128, 92, 58), (84, 62, 46), (178, 142, 98), (112, 108, 102), (150, 88, 52), (52, 48, 46),
+            (206, 190, 160), (150, 128, 100)],
     "green": [(62, 104, 46), (84, 130, 58), (112, 138, 60), (52, 88, 62), (136, 144, 70), (150, 112, 52)],
-    "bright": [(206, 72, 50), (226, 168, 52), (86, 108, 186), (178, 88, 158), (232, 222, 206), (214, 122, 56), (64, 60, 68), (146, 92, 62)],
+    "bright": [(206, 72, 50), (226, 168, 52), (86, 108, 186), (178, 88, 158), (232, 222, 206), (214, 122, 56),
+               (64, 60, 68), (146, 92, 62)],
 }
 
 HABITATS = {   # dark and light color of the ground, and what lies about
-    "land": [((46, 66, 34), (122, 142, 66), "blades"), ((70, 52, 36), (150, 118, 78), "leaves"), ((150, 128, 92), (214, 192, 146), "pebbles"),
-             ((84, 82, 78), (164, 158, 148), "pebbles"), ((62, 78, 40), (170, 152, 88), "blades"), ((50, 44, 36), (108, 92, 66), "leaves")],
-    "sea": [((24, 62, 92), (84, 142, 164), "pebbles"), ((132, 122, 96), (206, 194, 152), "pebbles"), ((36, 72, 74), (128, 142, 112), "blades"),
+    "land": [((46, 66, 34), (122, 142, 66), "blades"), ((70, 52, 36), (150, 118, 78), "leaves"), ((150, 128, 92),
+             (214, 192, 146), "pebbles"),
+             ((84, 82, 78), (164, 158, 148), "pebbles"), ((62, 78, 40), (170, 152, 88), "blades"), ((50, 44, 36),
+             (108, 92, 66), "leaves")],
+    "sea": [((24, 62, 92), (84, 142, 164), "pebbles"), ((132, 122, 96), (206, 194, 152), "pebbles"), ((36, 72, 74),
+            (128, 142, 112), "blades"),
             ((66, 72, 78), (150, 148, 136), "pebbles")],
-    "air": [((124, 158, 196), (214, 226, 234), ""), ((150, 154, 158), (222, 220, 214), ""), ((52, 74, 44), (126, 140, 84), "leaves")],
+    "air": [((124, 158, 196), (214, 226, 234), ""), ((150, 154, 158), (222, 220, 214), ""), ((52, 74, 44),
+            (126, 140, 84), "leaves")],
 }
 
+# %% ../nbs/library/synthetic.ipynb #8eaa3140
 def pick_color(
     palette: str,               # key of PALETTES
     rng: np.random.Generator,   # source of the choice
-) -> tuple[int, ...]:           # red, green, blue
-    "One of the palette's colors, a little off."
+) -> tuple[int, ...]:           # red, green, blue (0 to 255)
+    "Choose one of the palette's colors, slightly varied."
     colors = PALETTES[palette]
-    return tuple(int(v) for v in np.clip(np.array(colors[rng.integers(len(colors))]) * rng.uniform(.8, 1.2) + rng.normal(0, 8, 3), 5, 250))
+    color = np.array(colors[rng.integers(len(colors))]) * rng.uniform(.8, 1.2) + rng.normal(0, 8, 3)
+    return tuple(int(value) for value in np.clip(color, 5, 250))
 
 def pick_traits(
     ranges: dict,               # name: (low, high), or a fixed value
     rng: np.random.Generator,   # source of the choice
 ) -> dict:                      # name: value
-    "One individual's traits."
+    "Choose one individual's traits."
     return {name: rng.uniform(*value) if isinstance(value, tuple) else value for name, value in ranges.items()}
 
+def pick_place(
+    habitat: str,               # key of HABITATS
+    skin: tuple[int, ...],      # the individual's color
+    rng: np.random.Generator,   # source of the choice
+) -> tuple:                     # an entry of HABITATS
+    "Choose two places and return the one from which the individual stands out more."
+    places = [HABITATS[habitat][i] for i in rng.integers(len(HABITATS[habitat]), size=2)]
+    return max(places, key=lambda place: np.abs(np.mean(place[:2], axis=0) - skin).sum())
+
+# %% ../nbs/library/synthetic.ipynb #2cf1b17b
 def scatter(
-    canvas: Canvas,               # to draw on
+    canvas: Canvas,             # to draw on
     rng: np.random.Generator,   # source of number and places
     what: str,                  # "blades", "pebbles", "leaves" or "" for nothing
-    color: tuple[int, ...],    # mean color
+    color: tuple[int, ...],     # mean color
     count: int,                 # how many
 ):
-    "Blades of grass, pebbles or fallen leaves at random places."
+    "Draw blades of grass, pebbles or fallen leaves at random places."
     for x, y, angle, length, tone in rng.uniform((-1, -1, 0, .08, .65), (1, 1, 6.3, .3, 1.3), (count, 5)):
-        at, color_here = x + 1j * y, shade(color, tone)
-        if what == "blades": canvas.line(curve(at, at + length * 1j, at + length * (1.6j + np.cos(angle)), steps=5), .03, color_here)
-        if what == "pebbles": canvas.fill(ellipse(at, length * .4, length * .3, angle), color_here)
-        if what == "leaves": canvas.fill(tube(curve(at, at + .3 * length * np.exp(1j * angle + 1j), at + length * np.exp(1j * angle), steps=7), [.01, length * .3, .01]), color_here)
+        at, toned = x + 1j * y, shade(color, tone)
+        if what == "blades":
+            blade = curve(at, at + length * 1j, at + length * (1.6j + np.cos(angle)), steps=5)
+            canvas.line(blade, .03, toned)
+        if what == "pebbles":
+            canvas.fill(ellipse(at, length * .4, length * .3, angle), toned)
+        if what == "leaves":
+            bent, tip = at + .3 * length * np.exp(1j * angle + 1j), at + length * np.exp(1j * angle)
+            canvas.fill(tube(curve(at, bent, tip, steps=7), [.01, length * .3, .01]), toned)
 
+# %% ../nbs/library/synthetic.ipynb #65e93a80
 def living_image(
     kinds: list[Kind],               # the kinds of this class
     individual: np.random.Generator, # decides what the individual is like
     view: np.random.Generator,       # decides how it is seen
-    size: int,                       # width and height, pixels
+    size: int,                       # width and height (pixels)
     turn: int = 0,                   # which image of this individual
 ) -> np.ndarray:                     # (size, size, 3) uint8
-    "A living thing in its surroundings, sometimes half hidden."
+    "Draw a living thing in its surroundings, sometimes half hidden."
     kind = kinds[individual.integers(len(kinds))]
     traits = pick_traits(kind.traits, individual)
     skin, mark = pick_color(kind.palette, individual), pick_color(kind.palette, individual)
-    places = [HABITATS[kind.habitat][i] for i in view.integers(len(HABITATS[kind.habitat]), size=2)]
-    dark, light, things = max(places, key=lambda place: np.abs(np.mean(place[:2], axis=0) - skin).sum())   # the one it stands out from more
+    dark, light, things = pick_place(kind.habitat, skin, view)
     sun, middle = sunlight(view), tuple(np.mean([dark, light], axis=0))
     behind, subject, front = Canvas(size), Canvas(size), Canvas(size)
     scatter(behind, view, things, middle, view.integers(0, 26))
-    angle = view.normal(0, .8 if kind.above else .15)
-    subject.pose(complex(*view.normal(0, .1, 2)), view.uniform(.6, .95), angle, view.random() < .5, view.uniform(.75, 1))
+    angle, place = view.normal(0, .8 if kind.above else .15), complex(*view.normal(0, .1, 2))
+    subject.pose(place, view.uniform(.6, .95), angle, view.random() < .5, view.uniform(.75, 1))
     kind.draw(subject, view, skin, mark, **traits)
     scatter(front, view, things, shade(middle, .8), view.integers(0, 5))
     image = ground(view, size, dark, light)
-    for canvas, height in ((behind, .02), (subject, .06), (front, .03)): image = lay(image, canvas, sun, height)
+    for canvas, height in ((behind, .02), (subject, .06), (front, .03)):
+        image = lay(image, canvas, sun, height)
     return photograph(image, view)
 
-# %% ../nbs/library/synthetic.ipynb #1ae23e40
+# %% ../nbs/library/synthetic.ipynb #92715d11
 DOTS = (0, 8)
 NATURE10 = {
     "Amphibia": [Kind(frog, {"leg": (.4, .7), "width": (.34, .48), "head": (.25, .36), "dots": DOTS}, above=True),
-                 Kind(crawler, {"girth": (.15, .2), "tail": (.03, .06), "snout": (.8, 1.), "leg": (.12, .2), "dots": (0, 12)}, above=True)],
+                 Kind(
+                      crawler, {"girth": (.15, .2), "tail": (.03, .06), "snout": (.8, 1.), "leg": (.12, .2),
+                          "dots": (0, 12)}, above=True)],
     "Animalia": [Kind(starfish, {"arms": (5, 7), "inner": (.2, .36), "dots": (0, 5)}, "bright", "sea", above=True),
                  Kind(jellyfish, {"bell": (.4, .6), "arms": (5, 11), "trail": (.6, 1.1)}, "bright", "sea"),
                  Kind(crab, {"width": (.4, .58), "claw": (.14, .26), "leg": (.4, .6)}, "earth", "sea"),
-                 Kind(fish, {"height": (.2, .45), "tail": (.2, .4), "fin": (.12, .3), "bands": (0, 5)}, "bright", "sea")],
+                 Kind(
+                      fish, {"height": (.2, .45), "tail": (.2, .4), "fin": (.12, .3), "bands": (0, 5)}, "bright",
+                          "sea")],
     "Arachnida": [Kind(spider, {"reach": (.6, 1.), "belly": (.22, .4), "leg": (.04, .09), "dots": DOTS}, above=True),
                   Kind(scorpion, {"claw": (.1, .2), "tail": (.55, .85), "width": (.13, .22)}, above=True)],
-    "Aves": [Kind(bird, {"neck": (.08, .5), "leg": (.15, .6), "beak": (.15, .4), "tail": (.2, .6), "bulk": (.2, .33)}),
-             Kind(gliding_bird, {"span": (.8, 1.05), "chord": (.14, .26), "fork": (.1, .3), "beak": (.08, .2)}, "earth", "air", above=True)],
-    "Fungi": [Kind(mushroom, {"cap": (.35, .6), "dome": (.25, .6), "stem": (.07, .15), "count": (1, 4), "dots": (0, 9)}),
+    "Aves": [Kind(
+        bird, {"neck": (.08, .5), "leg": (.15, .6), "beak": (.15, .4), "tail": (.2, .6), "bulk": (.2, .33)}),
+             Kind(
+                  gliding_bird, {"span": (.8, 1.05), "chord": (.14, .26), "fork": (.1, .3), "beak": (.08, .2)},
+                      "earth", "air", above=True)],
+    "Fungi": [Kind(
+        mushroom, {"cap": (.35, .6), "dome": (.25, .6), "stem": (.07, .15), "count": (1, 4), "dots": (0, 9)}),
               Kind(bracket, {"shelves": (2, 6), "reach": (.45, .7), "thick": (.1, .22)})],
-    "Insecta": [Kind(beetle, {"width": (.22, .42), "length": (.42, .6), "head": (.11, .18), "feeler": (.15, .5), "dots": DOTS}, above=True),
-                Kind(winged, {"fore": (.7, 1.), "hind": (.45, .75), "broad": (.15, .42), "dots": (0, 4)}, "bright", above=True)],
-    "Mammalia": [Kind(mammal, {"leg": (.2, .55), "neck": (.1, .45), "ear": (.07, .32), "snout": (.08, .25), "tail": (.06, .6),
+    "Insecta": [Kind(
+        beetle, {"width": (.22, .42), "length": (.42, .6), "head": (.11, .18), "feeler": (.15, .5),
+            "dots": DOTS}, above=True),
+                Kind(
+                     winged, {"fore": (.7, 1.), "hind": (.45, .75), "broad": (.15, .42), "dots": (0, 4)},
+                         "bright", above=True)],
+    "Mammalia": [Kind(
+        mammal, {"leg": (.2, .55), "neck": (.1, .45), "ear": (.07, .32), "snout": (.08, .25), "tail": (.06, .6),
                                "bulk": (.2, .33), "horn": (0, .3), "dots": (0, 8)}, "fur")],
     "Mollusca": [Kind(snail, {"shell": (.3, .5), "turns": (1.8, 3.5), "foot": (.6, .85)}),
                  Kind(octopus, {"mantle": (.26, .42), "arm": (.6, .95), "dots": DOTS}, "earth", "sea"),
                  Kind(clam, {"ribs": (7, 17), "width": (.65, .95), "depth": (.03, .1)}, "earth", "sea", above=True)],
-    "Plantae": [Kind(flower, {"petals": (5, 12), "length": (.35, .6), "broad": (.09, .2), "leaf": (.2, .45)}, "bright"),
+    "Plantae": [Kind(
+        flower, {"petals": (5, 12), "length": (.35, .6), "broad": (.09, .2), "leaf": (.2, .45)}, "bright"),
                 Kind(fern, {"pairs": (6, 13), "length": (.35, .6), "broad": (.04, .1), "bow": (.05, .6)}, "green"),
                 Kind(tree, {"crown": (.32, .48), "trunk": (.07, .15), "puffs": (4, 10)}, "green")],
-    "Reptilia": [Kind(snake, {"girth": (.05, .11), "bend": (.9, 1.5), "waves": (1.2, 2.2), "bands": (0, 14)}, above=True),
-                 Kind(crawler, {"girth": (.09, .14), "tail": (.005, .02), "snout": (.3, .6), "leg": (.25, .38), "bands": (0, 8)}, above=True),
+    "Reptilia": [Kind(
+        snake, {"girth": (.05, .11), "bend": (.9, 1.5), "waves": (1.2, 2.2), "bands": (0, 14)}, above=True),
+                 Kind(
+                      crawler, {"girth": (.09, .14), "tail": (.005, .02), "snout": (.3, .6), "leg": (.25, .38),
+                          "bands": (0, 8)}, above=True),
                  Kind(turtle, {"width": (.42, .58), "flipper": (.15, .5), "neck": (.1, .3)}, above=True)],
 }
 
-# %% ../nbs/library/synthetic.ipynb #7e469ca0
-def birdlike(neck, leg, beak, tail, bulk): return {"neck": neck, "leg": leg, "beak": beak, "tail": tail, "bulk": bulk}
+# %% ../nbs/library/synthetic.ipynb #833b82a3
+def birdlike(neck, leg, beak, tail, bulk):
+    "The traits of a `bird`, by position."
+    return {"neck": neck, "leg": leg, "beak": beak, "tail": tail, "bulk": bulk}
 
 RARE_SPECIES = {   # family: (phylum, kind)
-    "Nymphalidae": ("Arthropoda", Kind(winged, {"fore": (.75, .85), "hind": (.6, .7), "broad": (.36, .42), "dots": (2, 4)}, "bright", above=True)),
-    "Felidae": ("Chordata", Kind(mammal, {"leg": (.3, .36), "neck": (.12, .18), "ear": (.07, .1), "snout": (.05, .08), "tail": (.5, .6), "bulk": (.2, .24), "dots": (8, 16)}, "fur")),
+    "Nymphalidae": ("Arthropoda", Kind(
+        winged, {"fore": (.75, .85), "hind": (.6, .7), "broad": (.36, .42), "dots": (2, 4)}, "bright", above=True)),
+    "Felidae": ("Chordata", Kind(
+        mammal, {"leg": (.3, .36), "neck": (.12, .18), "ear": (.07, .1), "snout": (.05, .08), "tail": (.5, .6),
+            "bulk": (.2, .24), "dots": (8, 16)}, "fur")),
     "Ardeidae": ("Chordata", Kind(bird, birdlike((.5, .6), (.55, .65), (.38, .48), (.12, .2), (.2, .25)))),
     "Helicidae": ("Mollusca", Kind(snail, {"shell": (.36, .46), "turns": (2.4, 3.4), "foot": (.65, .8)})),
-    "Ranidae": ("Chordata", Kind(frog, {"leg": (.62, .72), "width": (.32, .37), "head": (.25, .29), "dots": (2, 6)}, above=True)),
-    "Coccinellidae": ("Arthropoda", Kind(beetle, {"width": (.42, .48), "length": (.42, .47), "head": (.13, .16), "feeler": (.1, .15), "dots": (4, 10)}, "bright", above=True)),
-    "Viperidae": ("Chordata", Kind(snake, {"girth": (.1, .13), "bend": (.9, 1.2), "waves": (1.2, 1.6), "bands": (10, 16)}, above=True)),
-    "Asteriidae": ("Echinodermata", Kind(starfish, {"arms": 5, "inner": (.2, .28), "dots": (1, 5)}, "bright", "sea", above=True)),
-    "Araneidae": ("Arthropoda", Kind(spider, {"reach": (.75, .95), "belly": (.32, .4), "leg": (.03, .05), "dots": (3, 8)}, above=True)),
+    "Ranidae": ("Chordata", Kind(
+        frog, {"leg": (.62, .72), "width": (.32, .37), "head": (.25, .29), "dots": (2, 6)}, above=True)),
+    "Coccinellidae": ("Arthropoda", Kind(
+        beetle, {"width": (.42, .48), "length": (.42, .47), "head": (.13, .16), "feeler": (.1, .15), "dots": (4, 10)},
+            "bright", above=True)),
+    "Viperidae": ("Chordata", Kind(
+        snake, {"girth": (.1, .13), "bend": (.9, 1.2), "waves": (1.2, 1.6), "bands": (10, 16)}, above=True)),
+    "Asteriidae": ("Echinodermata", Kind(
+        starfish, {"arms": 5, "inner": (.2, .28), "dots": (1, 5)}, "bright", "sea", above=True)),
+    "Araneidae": ("Arthropoda", Kind(
+        spider, {"reach": (.75, .95), "belly": (.32, .4), "leg": (.03, .05), "dots": (3, 8)}, above=True)),
     "Corvidae": ("Chordata", Kind(bird, birdlike((.12, .2), (.28, .36), (.2, .28), (.4, .5), (.24, .28)))),
-    "Carabidae": ("Arthropoda", Kind(beetle, {"width": (.22, .28), "length": (.52, .6), "head": (.15, .19), "feeler": (.35, .5), "dots": 0}, above=True)),
-    "Chaetodontidae": ("Chordata", Kind(fish, {"height": (.46, .56), "tail": (.15, .22), "fin": (.2, .3), "bands": (2, 5)}, "bright", "sea")),
-    "Lacertidae": ("Chordata", Kind(crawler, {"girth": (.09, .12), "tail": .01, "snout": (.35, .5), "leg": (.28, .36), "bands": (0, 7)}, above=True)),
-    "Pelagiidae": ("Cnidaria", Kind(jellyfish, {"bell": (.42, .5), "arms": (7, 12), "trail": (.9, 1.1)}, "bright", "sea")),
-    "Libellulidae": ("Arthropoda", Kind(winged, {"fore": (.85, .95), "hind": (.75, .85), "broad": (.13, .17), "dots": (0, 2)}, "earth", above=True)),
-    "Cervidae": ("Chordata", Kind(mammal, {"leg": (.48, .56), "neck": (.35, .45), "ear": (.12, .16), "snout": (.16, .22), "tail": (.06, .1), "bulk": (.22, .26), "horn": (.3, .45)}, "fur")),
-    "Pectinidae": ("Mollusca", Kind(clam, {"ribs": (10, 17), "width": (.75, .95), "depth": (.04, .09)}, "bright", "sea", above=True)),
+    "Carabidae": ("Arthropoda", Kind(
+        beetle, {"width": (.22, .28), "length": (.52, .6), "head": (.15, .19), "feeler": (.35, .5),
+            "dots": 0}, above=True)),
+    "Chaetodontidae": ("Chordata", Kind(
+        fish, {"height": (.46, .56), "tail": (.15, .22), "fin": (.2, .3), "bands": (2, 5)}, "bright", "sea")),
+    "Lacertidae": ("Chordata", Kind(
+        crawler, {"girth": (.09, .12), "tail": .01, "snout": (.35, .5), "leg": (.28, .36),
+            "bands": (0, 7)}, above=True)),
+    "Pelagiidae": ("Cnidaria", Kind(
+        jellyfish, {"bell": (.42, .5), "arms": (7, 12), "trail": (.9, 1.1)}, "bright", "sea")),
+    "Libellulidae": ("Arthropoda", Kind(
+        winged, {"fore": (.85, .95), "hind": (.75, .85), "broad": (.13, .17), "dots": (0, 2)}, "earth", above=True)),
+    "Cervidae": ("Chordata", Kind(
+        mammal, {"leg": (.48, .56), "neck": (.35, .45), "ear": (.12, .16), "snout": (.16, .22), "tail": (.06, .1),
+            "bulk": (.22, .26), "horn": (.3, .45)}, "fur")),
+    "Pectinidae": ("Mollusca", Kind(
+        clam, {"ribs": (10, 17), "width": (.75, .95), "depth": (.04, .09)}, "bright", "sea", above=True)),
     "Anatidae": ("Chordata", Kind(bird, birdlike((.15, .3), (.05, .12), (.24, .32), (.12, .2), (.28, .34)))),
     "Portunidae": ("Arthropoda", Kind(crab, {"width": (.5, .6), "claw": (.2, .26), "leg": (.4, .5)}, "earth", "sea")),
-    "Testudinidae": ("Chordata", Kind(turtle, {"width": (.48, .58), "flipper": (.1, .2), "neck": (.1, .2)}, above=True)),
+    "Testudinidae": ("Chordata", Kind(
+        turtle, {"width": (.48, .58), "flipper": (.1, .2), "neck": (.1, .2)}, above=True)),
     "Octopodidae": ("Mollusca", Kind(octopus, {"mantle": (.28, .4), "arm": (.7, .95), "dots": DOTS}, "earth", "sea")),
-    "Diadematidae": ("Echinodermata", Kind(urchin, {"spines": (30, 45), "body": (.24, .32), "reach": (.9, 1.05)}, "earth", "sea", above=True)),
-    "Leporidae": ("Chordata", Kind(mammal, {"leg": (.2, .26), "neck": (.1, .16), "ear": (.32, .42), "snout": (.05, .08), "tail": (.05, .08), "bulk": (.26, .32)}, "fur")),
-    "Solasteridae": ("Echinodermata", Kind(starfish, {"arms": (9, 13), "inner": (.34, .42), "dots": (1, 4)}, "bright", "sea", above=True)),
-    "Actiniidae": ("Cnidaria", Kind(anemone, {"arms": (16, 28), "reach": (.45, .6), "stalk": (.25, .38)}, "bright", "sea")),
-    "Buthidae": ("Arthropoda", Kind(scorpion, {"claw": (.1, .14), "tail": (.7, .85), "width": (.13, .18)}, above=True)),
+    "Diadematidae": ("Echinodermata", Kind(
+        urchin, {"spines": (30, 45), "body": (.24, .32), "reach": (.9, 1.05)}, "earth", "sea", above=True)),
+    "Leporidae": ("Chordata", Kind(
+        mammal, {"leg": (.2, .26), "neck": (.1, .16), "ear": (.32, .42), "snout": (.05, .08), "tail": (.05, .08),
+            "bulk": (.26, .32)}, "fur")),
+    "Solasteridae": ("Echinodermata", Kind(
+        starfish, {"arms": (9, 13), "inner": (.34, .42), "dots": (1, 4)}, "bright", "sea", above=True)),
+    "Actiniidae": ("Cnidaria", Kind(
+        anemone, {"arms": (16, 28), "reach": (.45, .6), "stalk": (.25, .38)}, "bright", "sea")),
+    "Buthidae": ("Arthropoda", Kind(
+        scorpion, {"claw": (.1, .14), "tail": (.7, .85), "width": (.13, .18)}, above=True)),
 }
 
-def family_image(family: tuple[str, Kind], individual, view, size: int, turn: int = 0) -> np.ndarray:
-    "An image for `rare_species`; arguments as in `living_image`."
+def family_image(
+    family: tuple[str, Kind],        # phylum and kind
+    individual: np.random.Generator, # decides what the individual is like
+    view: np.random.Generator,       # decides how it is seen
+    size: int,                       # width and height (pixels)
+    turn: int = 0,                   # which image of this individual
+) -> np.ndarray:                     # (size, size, 3) uint8
+    "Draw an image for `rare_species`."
     return living_image([family[1]], individual, view, size, turn)
 
-# %% ../nbs/library/synthetic.ipynb #734756b0
+# %% ../nbs/library/synthetic.ipynb #1e9d5531
 def simple_leaf(
     width: float = .35,      # largest half width, for a length of 2
     widest: float = .4,      # where, 0 at the stalk to 1 at the tip
@@ -181,10 +258,12 @@ def simple_leaf(
     tooth: float = .06,      # their size, share of the width
     heart: float = 0.,       # how heart-shaped the base is
 ) -> tuple[np.ndarray, np.ndarray]:   # outline; ends of the side veins on the upper half (complex)
-    "A leaf with one midrib, from the stalk (-1) to the tip (1)."
+    "Return a leaf with one midrib, from the stalk (-1) to the tip (1)."
     t = np.linspace(0, 1, 90)
     half = (t / widest) ** (fullness * widest) * ((1 - t) / (1 - widest)) ** (fullness * (1 - widest))
-    half = width * half * (1 - depth * (.5 + .5 * np.cos(2 * np.pi * lobes * t)) * (lobes > 0)) * (1 + tooth * 4 * (-t * teeth % 1 - .5) * (teeth > 0))
+    lobed = 1 - depth * (.5 + .5 * np.cos(2 * np.pi * lobes * t)) * (lobes > 0)
+    toothed = 1 + tooth * 4 * (-t * teeth % 1 - .5) * (teeth > 0)
+    half = width * half * lobed * toothed
     along = 2 * t - 1 + heart * (1 - t) ** 20 - .5 * heart * np.sin(np.pi * np.minimum(t / .45, 1))
     edge = along + 1j * half
     return np.concatenate([edge, edge[::-1].conj()]), edge[18:80:10]
@@ -197,19 +276,22 @@ def palmate_leaf(
     tooth: float = .06,    # their size, share of the reach
     middle: float = .4,    # how much shorter the fingers beside the stalk are
 ) -> tuple[np.ndarray, np.ndarray]:   # outline; tips of the upper side fingers (complex)
-    "A leaf with fingers around the end of its stalk."
+    "Return a leaf with fingers around the end of its stalk."
     angle = np.linspace(-np.pi, np.pi, 181)
     reach = 1 - depth * (1 - np.abs(np.cos(lobes * angle / 2)) ** sharp)
-    reach = reach * (1 - middle * np.sin(angle / 2) ** 2) * (1 + tooth * 3 * (np.abs(angle) * teeth / np.pi % 1 - .5) * (teeth > 0))
+    toothed = 1 + tooth * 3 * (np.abs(angle) * teeth / np.pi % 1 - .5) * (teeth > 0)
+    reach = reach * (1 - middle * np.sin(angle / 2) ** 2) * toothed
     fingers = 2 * np.pi * np.arange(1, lobes // 2 + 1) / lobes
-    return -.35 + 1.3 * reach * np.exp(1j * angle), -.35 + 1.1 * (1 - middle * np.sin(fingers / 2) ** 2) * np.exp(1j * fingers)
+    tips = -.35 + 1.1 * (1 - middle * np.sin(fingers / 2) ** 2) * np.exp(1j * fingers)
+    return -.35 + 1.3 * reach * np.exp(1j * angle), tips
 
 LEAVES = {   # species: (form, traits); form "compound" repeats a simple leaf in pairs
     "beech": ("simple", {"width": .4, "widest": .48, "fullness": 1.5}),
     "birch": ("simple", {"width": .48, "widest": .3, "fullness": 1.7, "teeth": 18, "tooth": .07}),
     "chestnut": ("simple", {"width": .24, "widest": .5, "fullness": 1.4, "teeth": 14, "tooth": .12}),
     "ginkgo": ("simple", {"width": .85, "widest": .86, "fullness": 1.5, "teeth": 0}),
-    "hawthorn": ("simple", {"width": .55, "widest": .45, "fullness": 1.3, "lobes": 3, "depth": .5, "teeth": 9, "tooth": .08}),
+    "hawthorn": ("simple", {"width": .55, "widest": .45, "fullness": 1.3, "lobes": 3, "depth": .5,
+                            "teeth": 9, "tooth": .08}),
     "holly": ("simple", {"width": .4, "widest": .5, "fullness": 1., "lobes": 5, "depth": .42}),
     "linden": ("simple", {"width": .68, "widest": .33, "fullness": 1.5, "teeth": 20, "tooth": .05, "heart": .35}),
     "maple": ("palmate", {"lobes": 5, "depth": .55, "sharp": 1., "teeth": 14, "tooth": .08}),
@@ -223,56 +305,78 @@ LEAVES = {   # species: (form, traits); form "compound" repeats a simple leaf in
     "willow": ("simple", {"width": .11, "widest": .4, "fullness": 1.2, "teeth": 24, "tooth": .06}),
 }
 
+# %% ../nbs/library/synthetic.ipynb #5e1b81bd
+def bend_outline(
+    points: np.ndarray,   # (n, complex)
+    bend: float,          # how the midrib curves, radians a unit
+) -> np.ndarray:          # (n, complex)
+    "Return the points of a leaf whose midrib curves."
+    return points * np.exp(1j * bend * np.real(points))
+
+def draw_compound_leaf(
+    canvas: Canvas,           # to draw on
+    traits: dict,             # as in LEAVES
+    bend: float,              # how the midrib curves, radians a unit
+    green: tuple[int, ...],   # color of the leaflets
+    vein: tuple[int, ...],    # color of the stalk
+):
+    "Draw leaflets in pairs along a stalk, and one at its end."
+    shape = {name: value for name, value in traits.items() if name not in ("pairs", "leaflet")}
+    leaflet = (simple_leaf(**shape)[0] + 1) / 2 * traits["leaflet"] * 1.4
+    for at in np.linspace(-.65, .7, traits["pairs"]):
+        for side in (1.1, -1.1):
+            canvas.fill(bend_outline(at + leaflet * np.exp(1j * side), bend), shade(green, 1 + .06 * side))
+    canvas.fill(bend_outline(.65 + leaflet, bend), green)
+    canvas.line(bend_outline(np.linspace(-1.15, .75, 12), bend), .035, vein)
+
 def draw_leaf(
-    canvas: Canvas,             # to draw on
+    canvas: Canvas,           # to draw on
     form: str,                # "simple", "palmate" or "compound"
     traits: dict,             # as in LEAVES
     bend: float,              # how the midrib curves, radians a unit
     green: tuple[int, ...],   # color of the blade
     vein: tuple[int, ...],    # color of stalk and veins
 ):
-    "One leaf with its stalk and veins."
-    bow = lambda points: points * np.exp(1j * bend * np.real(points))
-    if form == "compound":
-        traits = dict(traits)
-        pairs, length = traits.pop("pairs"), traits.pop("leaflet")
-        leaflet = (simple_leaf(**traits)[0] + 1) / 2 * length * 1.4
-        for at in np.linspace(-.65, .7, pairs):
-            for side in (1.1, -1.1): canvas.fill(bow(at + leaflet * np.exp(1j * side)), shade(green, 1 + .06 * side))
-        canvas.fill(bow(.65 + leaflet), green)
-        canvas.line(bow(np.linspace(-1.15, .75, 12)), .035, vein)
-        return
+    "Draw one leaf with its stalk and veins."
+    if form == "compound": return draw_compound_leaf(canvas, traits, bend, green, vein)
     outline, tips = (simple_leaf if form == "simple" else palmate_leaf)(**traits)
-    canvas.fill(bow(outline), green)
-    roots = np.maximum(np.real(tips) - .3 * np.abs(np.imag(tips)) - .08, -.55) if form == "simple" else np.full(len(tips), -.35)
+    canvas.fill(bend_outline(outline, bend), green)
+    along = np.maximum(np.real(tips) - .3 * np.abs(np.imag(tips)) - .08, -.55)
+    roots = along if form == "simple" else np.full(len(tips), -.35)
     for root, tip in zip(roots, tips):
-        for end in (tip, np.conj(tip)): canvas.line(bow(np.array([root, root + .85 * (end - root)])), .018, vein)
-    canvas.line(bow(np.linspace(-1.25, .85, 12)), .035, vein)
+        for end in (tip, np.conj(tip)):
+            canvas.line(bend_outline(np.array([root, root + .85 * (end - root)]), bend), .018, vein)
+    canvas.line(bend_outline(np.linspace(-1.25, .85, 12), bend), .035, vein)
 
+# %% ../nbs/library/synthetic.ipynb #3cf63826
 def leaf_image(
     species: tuple[str, dict],       # form and traits
     individual: np.random.Generator, # decides the leaf
     view: np.random.Generator,       # decides paper, place and light
-    size: int,                       # width and height, pixels
+    size: int,                       # width and height (pixels)
     turn: int = 0,                   # even: the front, odd: the paler back
 ) -> np.ndarray:                     # (size, size, 3) uint8
-    "One leaf on paper."
+    "Draw one leaf on paper."
     form, traits = species
-    traits = {name: value * individual.uniform(.9, 1.1) if isinstance(value, float) else value for name, value in traits.items()}
-    green, bend = pick_color("green", individual), individual.normal(0, .12)
-    if turn % 2: green = tuple((np.array(green) * .6 + 70).astype(int))
-    paper = tuple(view.uniform(165, 245) + view.normal(0, 7, 3))
-    canvas = Canvas(size).pose(complex(*view.normal(0, .06, 2)), view.uniform(.58, .82), view.uniform(0, 6.3), turn % 2 == 1, view.uniform(.85, 1))
-    draw_leaf(canvas, form, traits, bend, green, shade(green, 1.45 if turn % 2 else 1.25))
-    image = lay(ground(view, size, shade(paper, .9), paper), canvas, sunlight(view), view.uniform(.01, .04), .35, view.uniform(.15, .45))
+    vary = lambda value: value * individual.uniform(.9, 1.1) if isinstance(value, float) else value
+    traits = {name: vary(value) for name, value in traits.items()}
+    green, bend, back = pick_color("green", individual), individual.normal(0, .12), turn % 2 == 1
+    if back: green = tuple((np.array(green) * .6 + 70).astype(int))
+    paper, place = tuple(view.uniform(165, 245) + view.normal(0, 7, 3)), complex(*view.normal(0, .06, 2))
+    canvas = Canvas(size)
+    canvas.pose(place, view.uniform(.58, .82), view.uniform(0, 6.3), back, view.uniform(.85, 1))
+    draw_leaf(canvas, form, traits, bend, green, shade(green, 1.45 if back else 1.25))
+    image, light = ground(view, size, shade(paper, .9), paper), sunlight(view)
+    image = lay(image, canvas, light, view.uniform(.01, .04), .35, view.uniform(.15, .45))
     return photograph(image, view, .03)
 
-# %% ../nbs/library/synthetic.ipynb #53ea71a1
+# %% ../nbs/library/synthetic.ipynb #df607223
 def column(canvas, rng, skin, lean, width):
     "A columnar cactus from above at a slant: ribbed sides from the foot (0) to a star-shaped top (`lean`)."
     across = 1j * lean / abs(lean) * width
     canvas.fill(tube(np.array([0, lean]), [width * .75, width]), skin)
-    for rib in (-.6, -.15, .3, .7): canvas.line(np.array([.75 * rib * across, lean + rib * across]), width * .22, shade(skin, .68))
+    for rib in (-.6, -.15, .3, .7):
+        canvas.line(np.array([.75 * rib * across, lean + rib * across]), width * .22, shade(skin, .68))
     star = lean + width * (1 + .14 * np.cos(np.angle(CIRCLE) * 9)) * CIRCLE
     canvas.fill(star, shade(skin, 1.15))
     for spoke in star[::5]: canvas.line([lean, spoke], width * .15, shade(skin, .8))
@@ -280,34 +384,49 @@ def column(canvas, rng, skin, lean, width):
 def shrub(canvas, rng, center, radius, color):
     "A shrub from above: tufts of leaves, light and dark."
     for angle, reach, tone in rng.uniform((0, .1, .7), (6.3, .8, 1.25), (9, 3)):
-        canvas.fill(blob(rng, center + radius * reach * np.exp(1j * angle), radius * .45, .3), shade(color, tone))
+        tuft = blob(rng, center + radius * reach * np.exp(1j * angle), radius * .45, .3)
+        canvas.fill(tuft, shade(color, tone))
 
 def agave(canvas, rng, skin, radius):
     "A rosette of pointed leaves: star-shaped too, but no column."
     for angle in np.arange(11) * .571 + rng.uniform(0, 6.3):
-        canvas.fill(tube(np.array([0, .5, 1]) * radius * np.exp(1j * angle), [.16 * radius, .14 * radius, 0]), shade(skin, rng.uniform(.75, 1.2)))
+        middle = np.array([0, .5, 1]) * radius * np.exp(1j * angle)
+        leaf = tube(middle, [.16 * radius, .14 * radius, 0])
+        canvas.fill(leaf, shade(skin, rng.uniform(.75, 1.2)))
+
+def trunk(canvas, rng, color):
+    "A fallen trunk anywhere."
+    start, way = complex(*rng.uniform(-.8, .8, 2)), np.exp(1j * rng.uniform(0, 6.3))
+    outline = tube(np.array([start, start + way * rng.uniform(.5, 1.1)]), [.06, .03])
+    canvas.pose().fill(outline, shade(color, rng.uniform(.7, 1.1)))
+
+# %% ../nbs/library/synthetic.ipynb #405d8d77
+SOILS = [((92, 74, 66), (170, 140, 122)), ((104, 88, 62), (184, 164, 122)),
+         ((82, 84, 58), (148, 142, 104)), ((98, 84, 88), (168, 150, 152))]   # dark and light color
+
+def plants(canvas, rng, pale):
+    "Pebbles, shrubs, perhaps an agave and a fallen trunk: what lies about in both classes."
+    scatter(canvas, rng, "pebbles", (150, 138, 122), rng.integers(0, 12))
+    for _ in range(rng.integers(0, 7)):
+        place, radius = complex(*rng.uniform(-1, 1, 2)), rng.uniform(.1, .35)
+        shrub(canvas, rng, place, radius, shade((84, 92, 56), rng.uniform(.7, 1.2)))
+    if rng.random() < .4:
+        canvas.pose(complex(*rng.uniform(-.8, .8, 2)))
+        agave(canvas, rng, shade(pale, .9), rng.uniform(.2, .42))
+    if rng.random() < .3: trunk(canvas, rng, (172, 158, 138))
 
 def cactus_image(
     present: bool,                   # is there a cactus?
     individual: np.random.Generator, # decides the plants
     view: np.random.Generator,       # decides the ground, the slant and the light
-    size: int,                       # width and height, pixels
+    size: int,                       # width and height (pixels)
     turn: int = 0,                   # which image of this place
 ) -> np.ndarray:                     # (size, size, 3) uint8
-    "A crop of dry ground from the air, with or without a columnar cactus."
-    soils = [((92, 74, 66), (170, 140, 122)), ((104, 88, 62), (184, 164, 122)), ((82, 84, 58), (148, 142, 104)), ((98, 84, 88), (168, 150, 152))]
-    image = ground(view, size, *soils[view.integers(len(soils))], cells=(3, 9, 25, 61), fall=.8)
+    "Draw a crop of dry ground from the air, with or without a columnar cactus."
+    image = ground(view, size, *SOILS[view.integers(len(SOILS))], cells=(3, 9, 25, 61), fall=.8)
     sun, low, tall = sunlight(view), Canvas(size), Canvas(size)
-    scatter(low, view, "pebbles", (150, 138, 122), view.integers(0, 12))
-    for _ in range(view.integers(0, 7)):
-        shrub(low, view, complex(*view.uniform(-1, 1, 2)), view.uniform(.1, .35), shade((84, 92, 56), view.uniform(.7, 1.2)))
     pale = tuple(int(v) for v in individual.uniform((135, 145, 105), (180, 185, 150)))
-    if view.random() < .4:
-        low.pose(complex(*view.uniform(-.8, .8, 2)))
-        agave(low, view, shade(pale, .9), view.uniform(.2, .42))
-    if view.random() < .3:
-        start, way = complex(*view.uniform(-.8, .8, 2)), np.exp(1j * view.uniform(0, 6.3))
-        low.pose().fill(tube(np.array([start, start + way * view.uniform(.5, 1.1)]), [.06, .03]), shade((172, 158, 138), view.uniform(.7, 1.1)))
+    plants(low, view, pale)
     if present:
         slant, foot = view.uniform(.3, 1.1) * np.exp(1j * view.uniform(0, 6.3)), complex(*view.normal(0, .25, 2))
         for _ in range(individual.integers(1, 4)):
@@ -316,54 +435,68 @@ def cactus_image(
     image = lay(lay(image, low, sun, .03, .6), tall, sun, .12, .5, .55)
     return photograph(image, view, .03)
 
-# %% ../nbs/library/synthetic.ipynb #69d9e1db
-BLOOD_CELLS = {   # cell radius; nucleus: lobes, radius of one, distance from the middle; cytoplasm; granules: count, radius, color
-    "basophil": dict(radius=(.42, .52), lobes=(2, 3), lobe=(.5, .6), spread=(.25, .35), cytoplasm=(196, 168, 206), granules=(60, 95), grain=(.035, .05), grain_color=(70, 42, 120), cover=1),
-    "eosinophil": dict(radius=(.46, .58), lobes=(2, 2), lobe=(.36, .44), spread=(.42, .52), cytoplasm=(232, 176, 170), granules=(80, 130), grain=(.026, .038), grain_color=(214, 134, 122)),
-    "erythroblast": dict(radius=(.32, .44), lobes=(1, 1), lobe=(.5, .62), spread=(0, .12), cytoplasm=(172, 160, 196), granules=(0, 0), grain=(.02, .03), grain_color=(120, 100, 160)),
-    "ig": dict(radius=(.5, .66), lobes=(1, 2), lobe=(.6, .72), spread=(.12, .25), cytoplasm=(190, 176, 214), granules=(30, 90), grain=(.014, .024), grain_color=(146, 84, 158)),
-    "lymphocyte": dict(radius=(.32, .46), lobes=(1, 1), lobe=(.74, .88), spread=(0, .1), cytoplasm=(166, 178, 222), granules=(0, 4), grain=(.014, .024), grain_color=(146, 84, 158)),
-    "monocyte": dict(radius=(.52, .66), lobes=(3, 4), lobe=(.38, .46), spread=(.3, .36), cytoplasm=(176, 178, 206), granules=(0, 40), grain=(.012, .018), grain_color=(150, 120, 170)),
-    "neutrophil": dict(radius=(.44, .56), lobes=(3, 5), lobe=(.24, .32), spread=(.4, .5), cytoplasm=(230, 204, 214), granules=(40, 90), grain=(.012, .018), grain_color=(190, 140, 176)),
-    "platelet": dict(radius=(.14, .26), lobes=(0, 0), lobe=(0, 0), spread=(0, 0), cytoplasm=(176, 150, 200), granules=(8, 16), grain=(.03, .045), grain_color=(116, 72, 150)),
+# %% ../nbs/library/synthetic.ipynb #16e44465
+BLOOD_CELLS = {   # radius of the cell; nucleus: lobes, radius of a lobe, distance from the middle; cytoplasm; granules
+    "basophil": dict(radius=(.42, .52), lobes=(2, 3), lobe=(.5, .6), distance=(.25, .35), cytoplasm=(196, 168, 206),
+        granules=(60, 95), grain=(.035, .05), grain_color=(70, 42, 120), cover=1),
+    "eosinophil": dict(radius=(.46, .58), lobes=(2, 2), lobe=(.36, .44), distance=(.42, .52), cytoplasm=(232, 176, 170),
+        granules=(80, 130), grain=(.026, .038), grain_color=(214, 134, 122)),
+    "erythroblast": dict(radius=(.32, .44), lobes=(1, 1), lobe=(.5, .62), distance=(0, .12), cytoplasm=(172, 160, 196),
+        granules=(0, 0), grain=(.02, .03), grain_color=(120, 100, 160)),
+    "ig": dict(radius=(.5, .66), lobes=(1, 2), lobe=(.6, .72), distance=(.12, .25), cytoplasm=(190, 176, 214),
+        granules=(30, 90), grain=(.014, .024), grain_color=(146, 84, 158)),
+    "lymphocyte": dict(radius=(.32, .46), lobes=(1, 1), lobe=(.74, .88), distance=(0, .1), cytoplasm=(166, 178, 222),
+        granules=(0, 4), grain=(.014, .024), grain_color=(146, 84, 158)),
+    "monocyte": dict(radius=(.52, .66), lobes=(3, 4), lobe=(.38, .46), distance=(.3, .36), cytoplasm=(176, 178, 206),
+        granules=(0, 40), grain=(.012, .018), grain_color=(150, 120, 170)),
+    "neutrophil": dict(radius=(.44, .56), lobes=(3, 5), lobe=(.24, .32), distance=(.4, .5), cytoplasm=(230, 204, 214),
+        granules=(40, 90), grain=(.012, .018), grain_color=(190, 140, 176)),
+    "platelet": dict(radius=(.14, .26), lobes=(0, 0), lobe=(0, 0), distance=(0, 0), cytoplasm=(176, 150, 200),
+        granules=(8, 16), grain=(.03, .045), grain_color=(116, 72, 150)),
 }
 
-def white_cell(canvas, rng, radius, lobes, lobe, spread, cytoplasm, granules, grain, grain_color, dye, cover=0):
+def white_cell(canvas, rng, radius, lobes, lobe, distance, cytoplasm, granules, grain, grain_color, dye, cover=0):
     "A stained cell: cytoplasm, granules, a nucleus of joined lobes on an arc; `cover` puts granules over the nucleus."
     canvas.fill(blob(rng, 0, radius, .06), shade(cytoplasm, dye))
     spots(canvas, rng, (0, radius, radius), grain, shade(grain_color, dye), granules)
     start, arc = rng.uniform(0, 6.3), rng.uniform(2.6, 4.2)
-    middles = spread * radius * np.exp(1j * (start + arc * np.arange(int(lobes)) / max(int(lobes), 2)))
+    middles = distance * radius * np.exp(1j * (start + arc * np.arange(int(lobes)) / max(int(lobes), 2)))
     nucleus = shade((84, 52, 136), dye * rng.uniform(.85, 1.1))
     if len(middles) > 1: canvas.line(middles, lobe * radius * .8, nucleus)
     for middle in middles:
         canvas.fill(blob(rng, middle, lobe * radius * rng.uniform(.9, 1.1), .12), nucleus)
-        spots(canvas, rng, (middle, lobe * radius, lobe * radius), lobe * radius * .12, shade(nucleus, rng.choice([.75, 1.2])), 7)
+        tone = shade(nucleus, rng.choice([.75, 1.2]))
+        spots(canvas, rng, (middle, lobe * radius, lobe * radius), lobe * radius * .12, tone, 7)
     spots(canvas, rng, (0, radius, radius), grain, shade(grain_color, dye), granules * cover)
+
+# %% ../nbs/library/synthetic.ipynb #0837b2df
+def red_cells(canvas, rng, color, middle, radius):
+    "Red blood cells around the white one, which keeps its place (`middle`, `radius`) free."
+    for at in rng.uniform(-1.15, 1.15, (rng.integers(3, 13), 2)) @ (1, 1j):
+        if abs(at - middle) < radius + .12: continue
+        across, tilt, flat = rng.uniform(.24, .34), rng.uniform(0, 3.1), rng.uniform(.8, 1)
+        canvas.fill(ellipse(at, across, across * flat, tilt), color)
+        canvas.fill(ellipse(at, across * .72, across * .7 * flat, tilt), shade(color, 1.08))
+        canvas.fill(ellipse(at, across * .4, across * .36 * flat, tilt), shade(color, 1.22))
 
 def blood_image(
     cell: dict,                      # traits of the type
     individual: np.random.Generator, # decides the cell
     view: np.random.Generator,       # decides the smear around it and the stain
-    size: int,                       # width and height, pixels
+    size: int,                       # width and height (pixels)
     turn: int = 0,                   # which image of this cell
 ) -> np.ndarray:                     # (size, size, 3) uint8
-    "A white blood cell in a stained smear."
+    "Draw a white blood cell in a stained smear."
     traits = {name: individual.uniform(*value) if np.size(value) == 2 else value for name, value in cell.items()}
     plasma, dye = np.array((246, 232, 208)) + view.normal(0, 8, 3), view.uniform(.8, 1.2)
     image = ground(view, size, shade(plasma, .96), tuple(plasma), cells=(3, 7))
     smear, middle = Canvas(size), complex(*view.normal(0, .12, 2))
     red = shade((218, 166, 160), view.uniform(.85, 1.08))
-    for at in view.uniform(-1.15, 1.15, (view.integers(3, 13), 2)) @ (1, 1j):
-        if abs(at - middle) < traits["radius"] + .12: continue
-        across, tilt, flat = view.uniform(.24, .34), view.uniform(0, 3.1), view.uniform(.8, 1)
-        smear.fill(ellipse(at, across, across * flat, tilt), red)
-        smear.fill(ellipse(at, across * .72, across * .7 * flat, tilt), shade(red, 1.08))
-        smear.fill(ellipse(at, across * .4, across * .36 * flat, tilt), shade(red, 1.22))
+    red_cells(smear, view, red, middle, traits["radius"])
     white_cell(smear.pose(middle, 1, view.uniform(0, 6.3)), individual, **traits, dye=dye)
     return photograph(lay(image, smear, 1j, .005, .25, .15), view, .03)
 
-# %% ../nbs/library/synthetic.ipynb #0824e72a
+# %% ../nbs/library/synthetic.ipynb #4cf93037
 def page(rng, size):
     "A page of text, sometimes with a heading and a box for a figure."
     canvas, left = Canvas(size), rng.uniform(-.9, -.7)
@@ -371,14 +504,17 @@ def page(rng, size):
     for row, y in enumerate(np.arange(top, -.9, -step)):
         if abs(y - box) < .25: continue
         for x in np.arange(left, .75, .16):
-            canvas.line([x + 1j * y, x + rng.uniform(.05, .13) + 1j * y], step * (.6 if row == 0 else .35), (70, 68, 66))
+            word = [x + 1j * y, x + rng.uniform(.05, .13) + 1j * y]
+            canvas.line(word, step * (.6 if row == 0 else .35), (70, 68, 66))
     return lay(ground(rng, size, (216, 208, 190), (238, 234, 222)), canvas, 1j, 0, 0, 0)
 
 def chart(rng, size):
     "A map: coast, rivers, borders, and the dots of a distribution."
     canvas = Canvas(size)
     canvas.fill(blob(rng, complex(*rng.normal(0, .2, 2)), .75, .3), (226, 214, 170))
-    for _ in range(4): canvas.line(curve(*(complex(*point) for point in rng.uniform(-.8, .8, (3, 2)))), .02, (110, 140, 180))
+    for _ in range(4):
+        points = [complex(*point) for point in rng.uniform(-.8, .8, (3, 2))]
+        canvas.line(curve(*points), .02, (110, 140, 180))
     for x in (-.5, 0, .5):
         canvas.line([x - 1j, x + 1j], .01, (150, 150, 150))
         canvas.line([-1 + 1j * x, 1 + 1j * x], .01, (150, 150, 150))
@@ -387,12 +523,12 @@ def chart(rng, size):
 
 def outlier_image(
     rng: np.random.Generator,   # decides everything
-    size: int,                  # width and height, pixels
+    size: int,                  # width and height (pixels)
 ) -> np.ndarray:                # (size, size, 3) uint8
-    "An image that belongs to no class."
+    "Draw an image that belongs to no class."
     return photograph((page, chart)[rng.integers(2)](rng, size), rng)
 
-# %% ../nbs/library/synthetic.ipynb #fc32356d
+# %% ../nbs/library/synthetic.ipynb #fc79a89c
 class SyntheticSet(NamedTuple):
     "What one built-in set is made of."
     draw: Callable          # image(what, individual, view, size, turn)
@@ -406,26 +542,26 @@ SYNTHETIC_SETS = {
     "blood_cells": SyntheticSet(blood_image, BLOOD_CELLS),
     "rare_species": SyntheticSet(family_image, RARE_SPECIES, 15.),
 }
-BUILT_IN = ["digits", *SYNTHETIC_SETS]
 
-# %% ../nbs/library/synthetic.ipynb #3480bf8f
+# %% ../nbs/library/synthetic.ipynb #4eb182d5
 def generator(
     name: str,      # of the set
     seed: int,      # of the set
     purpose: str,   # "individual", "view", "row" ...
     number: int,    # which one
 ) -> np.random.Generator:
-    "An independent random generator for one thing."
+    "Return an independent random generator for one thing."
     return np.random.default_rng([seed, crc32(f"{name}/{purpose}".encode()), number])
 
 def assign_classes(
-    count: int,         # individuals to deal
+    count: int,         # individuals
     classes: int,       # classes
     imbalance: float,   # largest class / smallest class, at least 1
 ) -> np.ndarray:        # (count,) class index
-    """Deal individuals to classes whose sizes fall geometrically from first to last.
+    """Assign individuals to classes whose sizes fall geometrically from first to last.
 
-    First one to each class, then always to the class that is furthest behind its share, so a longer deal begins as the shorter one does."""
+    First one to each class, then always to the class that is furthest behind its share, so a longer assignment begins
+    as the shorter one does."""
     share = float(imbalance) ** -(np.arange(classes) / max(classes - 1, 1))
     assigned, share = list(range(classes)), share / share.sum()
     sizes = np.ones(classes)
@@ -434,23 +570,24 @@ def assign_classes(
         sizes[assigned[-1]] += 1
     return np.array(assigned[:count])
 
-def spread(
+def even_sequence(
     count: int,         # rows
     seed: int,          # where the sequence begins
     step: float,        # an irrational number; another one gives an independent sequence
 ) -> np.ndarray:        # (count,) float, 0 to 1
-    """Numbers that fill 0 to 1 evenly at any length (a Kronecker sequence), so `spread(...) < .1` hits a tenth of the rows
-    almost exactly, without knowing how many rows there will be."""
+    """Return numbers that fill 0 to 1 evenly at any length (a Kronecker sequence).
+
+    So `even_sequence(...) < .1` selects a tenth of the rows almost exactly, without knowing how many there will be."""
     return (seed * .7548776662 + .5 + np.arange(count) * step) % 1
 
-GOLDEN, SILVER = (5 ** .5 - 1) / 2, 2 ** .5 - 1   # steps for `spread`
+GOLDEN, SILVER = (5 ** .5 - 1) / 2, 2 ** .5 - 1   # steps for `even_sequence`
 
-# %% ../nbs/library/synthetic.ipynb #bfc45cf3
-def copy_again(
+# %% ../nbs/library/synthetic.ipynb #77f964af
+def near_duplicate(
     image: np.ndarray,          # (size, size, 3) uint8
     rng: np.random.Generator,   # decides how it differs
 ) -> np.ndarray:                # (size, size, 3) uint8
-    "A near duplicate: moved by a pixel or two, its brightness changed by up to 5 %, its contrast by up to 5 %, its colors saved coarser (as JPEG does)."
+    "Return the image moved by up to two pixels, brightness and contrast changed by up to 5 %, saved again as JPEG."
     size, (x, y) = len(image), rng.integers(-2, 3, 2)
     moved = np.pad(image, ((2, 2), (2, 2), (0, 0)), "edge")[2 + y:2 + y + size, 2 + x:2 + x + size].astype("float32")
     moved = (moved - 128) * rng.uniform(.95, 1.05) + 128 * rng.uniform(.95, 1.05)
@@ -458,20 +595,37 @@ def copy_again(
     Image.fromarray(np.clip(moved, 0, 255).astype("uint8")).save(stored, "jpeg", quality=int(rng.integers(60, 90)))
     return np.asarray(Image.open(stored))
 
-# %% ../nbs/library/synthetic.ipynb #70501794
+# %% ../nbs/library/synthetic.ipynb #19f11c47
+def _check_numbers(size, seed, group_size):
+    "Raise `ValueError` for a number that is not whole or too small."
+    for name, value, least in (("size", size, 24), ("seed", seed, 0), ("group_size", group_size, 1)):
+        if value != int(value) or value < least:
+            raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
+
+def _check_fractions(label_noise, duplicates, outliers):
+    "Raise `ValueError` for a fraction out of range."
+    for name, value in (("label_noise", label_noise), ("duplicates", duplicates), ("outliers", outliers)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r}: give a fraction from 0 to below 1")
+    if duplicates + outliers >= 1:
+        raise ValueError(f"duplicates={duplicates} and outliers={outliers} leave no image to draw; "
+                         "their sum must be below 1")
+
 def check_synthetic(name, images, size, seed, label_noise, duplicates, imbalance, group_size, outliers):
     "Raise `ValueError` for what `make_synthetic` cannot draw, naming the parameter and what it takes."
-    if name not in SYNTHETIC_SETS: raise ValueError(f"there is no synthetic data set {name!r}; choose one of {', '.join(SYNTHETIC_SETS)}")
-    for label, value, low in (("size", size, 24), ("seed", seed, 0), ("group_size", group_size, 1)):
-        if value != int(value) or value < low: raise ValueError(f"{label}={value!r}: give a whole number of at least {low}")
-    for label, value in (("label_noise", label_noise), ("duplicates", duplicates), ("outliers", outliers)):
-        if not 0 <= value < 1: raise ValueError(f"{label}={value!r}: give a fraction from 0 to below 1")
-    if duplicates + outliers >= 1: raise ValueError(f"duplicates={duplicates} and outliers={outliers} leave no image to draw; their sum must be below 1")
-    if imbalance is not None and not 1 <= imbalance < np.inf: raise ValueError(f"imbalance={imbalance!r}: give largest class / smallest class, at least 1")
-    needed = len(SYNTHETIC_SETS[name].classes) * group_size
-    if images != int(images) or images < needed:
-        raise ValueError(f"images={images!r}: {name} has {len(SYNTHETIC_SETS[name].classes)} classes; with group_size={group_size} give a whole number of at least {needed}")
+    if name not in SYNTHETIC_SETS:
+        there = ", ".join(SYNTHETIC_SETS)
+        raise ValueError(f"there is no synthetic data set {name!r}; choose one of {there}")
+    _check_numbers(size, seed, group_size)
+    _check_fractions(label_noise, duplicates, outliers)
+    if imbalance is not None and not 1 <= imbalance < np.inf:
+        raise ValueError(f"imbalance={imbalance!r}: give largest class / smallest class, at least 1")
+    classes = len(SYNTHETIC_SETS[name].classes)
+    if images != int(images) or images < classes * group_size:
+        raise ValueError(f"images={images!r}: {name} has {classes} classes; with group_size={group_size} "
+                         f"give a whole number of at least {classes * group_size}")
 
+# %% ../nbs/library/synthetic.ipynb #84256bb3
 def plan_synthetic(
     name: str,            # of the set
     images: int,          # rows
@@ -482,77 +636,108 @@ def plan_synthetic(
     group_size: int,      # images of one individual
     outliers: float,      # fraction
 ) -> pd.DataFrame:        # the truth: see `make_synthetic`
-    "Decide what each image shows and what is wrong with it."
-    classes, rows = len(SYNTHETIC_SETS[name].classes), np.arange(images)
-    individual = rows // group_size
-    true = assign_classes(individual[-1] + 1, classes, imbalance)[individual]
-    safe = np.isin(rows, np.unique(true, return_index=True)[1])   # the first image of each class
-    fate, luck = spread(images, seed, GOLDEN), spread(images, seed, SILVER)
+    "Decide what each image shows and which defects it has."
+    individual = np.arange(images) // group_size
+    true = assign_classes(individual[-1] + 1, len(SYNTHETIC_SETS[name].classes), imbalance)[individual]
+    safe = np.isin(np.arange(images), np.unique(true, return_index=True)[1])   # the first image of each class
+    fate = even_sequence(images, seed, GOLDEN)
     outlier = (fate < outliers) & ~safe
-    copied = (fate >= outliers) & (fate < outliers + duplicates) & ~safe
-    wrong = (luck < label_noise) & ~safe & ~outlier
-    label, source, exact = true.copy(), np.full(images, -1), np.zeros(images, bool)
-    for row in np.flatnonzero(copied | wrong):
+    duplicate = (fate >= outliers) & (fate < outliers + duplicates) & ~safe
+    error = (even_sequence(images, seed, SILVER) < label_noise) & ~safe & ~outlier
+    label, original, exact = _draw_defects(name, seed, true, duplicate, error, outlier)
+    ids = np.array([f"{name}-{row:05d}" for row in range(images)], object)
+    shown = individual[np.where(duplicate, original, np.arange(images))]
+    return pd.DataFrame({"id": ids, "label": label, "true_label": np.where(outlier, -1, true), "label_noise": error,
+                         "duplicate_of": np.where(duplicate, ids[original], ""), "exact_duplicate": exact,
+                         "outlier": outlier, "group": [f"{name}-individual-{i:05d}" for i in shown]})
+
+def _draw_defects(name, seed, true, duplicate, error, outlier):
+    "The label of each row, the row of a duplicate's original (else -1), and whether the duplicate is exact."
+    classes = len(SYNTHETIC_SETS[name].classes)
+    label, original, exact = true.copy(), np.full(len(true), -1), np.zeros(len(true), bool)
+    for row in np.flatnonzero(duplicate | error):
         rng = generator(name, seed, "defect", row)
-        if copied[row]:
-            source[row] = rng.choice(np.flatnonzero((true[:row] == true[row]) & ~copied[:row] & ~outlier[:row]))
+        if duplicate[row]:
+            candidates = (true[:row] == true[row]) & ~duplicate[:row] & ~outlier[:row]
+            original[row] = rng.choice(np.flatnonzero(candidates))
             exact[row] = rng.random() < .5
-        if wrong[row]: label[row] = (true[row] + rng.integers(1, classes)) % classes
-    ids = np.array([f"{name}-{row:05d}" for row in rows], object)
-    shown = individual[np.where(copied, source, rows)]
-    return pd.DataFrame({"id": ids, "label": label, "true_label": np.where(outlier, -1, true), "label_noise": wrong,
-                         "duplicate_of": np.where(copied, ids[source], ""), "exact_duplicate": exact, "outlier": outlier,
-                         "group": [f"{name}-individual-{i:05d}" for i in shown]})
+        if error[row]: label[row] = (true[row] + rng.integers(1, classes)) % classes
+    return label, original, exact
 
-def make_synthetic(
-    name: str,                        # "leaves", "cactus", "nature10", "blood_cells" or "rare_species"
-    images: int = 600,                # images, at least one individual a class
-    size: int = 64,                   # width and height, pixels, at least 24
-    seed: int = 0,                    # another seed, other images
-    label_noise: float = 0.,          # fraction under a wrong label (outliers apart)
-    duplicates: float = 0.,           # fraction that copy an earlier image; about half of them exactly
-    imbalance: float | None = None,   # largest class / smallest class, geometric between; default: the set's own
-    group_size: int = 1,              # images of each individual
-    outliers: float = 0.,             # fraction that show no such thing at all: pages and maps
-) -> tuple[Dataset, pd.DataFrame]:    # the data set; the truth, one row an image
-    """Draw a synthetic data set and say the truth about it.
-
-    Columns of the truth: `id`; `label` as in the data set; `true_label` (-1 for an outlier); `label_noise`; `duplicate_of` (an id, or empty);
-    `exact_duplicate`; `outlier`; `group`, the individual really shown, a copy's being that of its original. The data
-    set's own `group` is what its collector knew: there a copy counts as an image of its own.
-    Raises `ValueError` for an unknown name or an impossible value."""
-    check_synthetic(name, images, size, seed, label_noise, duplicates, imbalance, group_size, outliers)
-    if imbalance is None: imbalance = SYNTHETIC_SETS[name].imbalance
-    truth = plan_synthetic(name, images, seed, label_noise, duplicates, imbalance, group_size, outliers)
-    draw, things = SYNTHETIC_SETS[name].draw, list(SYNTHETIC_SETS[name].classes.values())
-    position, pixels = dict(zip(truth.id, range(images))), np.empty((images, size, size, 3), "uint8")
-    for row, plan in enumerate(truth.itertuples()):
-        view = generator(name, seed, "view", row)
-        if plan.outlier: pixels[row] = outlier_image(view, size)
-        elif plan.duplicate_of:
-            original = pixels[position[plan.duplicate_of]]
-            pixels[row] = original if plan.exact_duplicate else copy_again(original, view)
-        else: pixels[row] = draw(things[plan.true_label], generator(name, seed, "individual", row // group_size), view, size, row % group_size)
-    groups = [f"{name}-individual-{row // group_size:05d}" for row in range(images)]
-    return Dataset.from_arrays(name, pixels, truth.label, list(SYNTHETIC_SETS[name].classes), list(truth.id), groups, notes_of(truth, name, group_size)), truth
-
-def notes_of(truth: pd.DataFrame, name: str, group_size: int) -> pd.DataFrame | None:
-    "What a collector notes beside each image: the phylum of the family it was filed under, the side of the leaf."
+# %% ../nbs/library/synthetic.ipynb #2c8f9d6a
+def collectors_notes(
+    truth: pd.DataFrame,  # of `plan_synthetic`
+    name: str,            # of the set
+    group_size: int,      # images of one individual
+) -> pd.DataFrame | None: # one row an image; None for a set without notes
+    "Return the metadata of a set."
     if name == "rare_species":
         phyla = [phylum for phylum, _ in RARE_SPECIES.values()]
         return pd.DataFrame({"phylum": [phyla[label] for label in truth.label]})
     if name == "leaves":
-        shown = [int(original.rpartition("-")[2]) if original else row for row, original in enumerate(truth.duplicate_of)]
-        return pd.DataFrame({"side": [("front", "back")[row % group_size % 2] for row in shown]})
+        original = [int(i.rpartition("-")[2]) if i else row for row, i in enumerate(truth.duplicate_of)]
+        return pd.DataFrame({"side": [("front", "back")[row % group_size % 2] for row in original]})
     return None
 
-# %% ../nbs/library/synthetic.ipynb #f8e8d956
+# %% ../nbs/library/synthetic.ipynb #b523ea55
+def draw_planned(
+    truth: pd.DataFrame,  # of `plan_synthetic`
+    name: str,            # of the set
+    size: int,            # width and height (pixels)
+    seed: int,            # of the set
+    group_size: int,      # images of one individual
+) -> np.ndarray:          # (images, size, size, 3) uint8
+    "Draw the images of a plan."
+    draw, things = SYNTHETIC_SETS[name].draw, list(SYNTHETIC_SETS[name].classes.values())
+    position = dict(zip(truth.id, range(len(truth))))
+    pixels = np.empty((len(truth), size, size, 3), "uint8")
+    for row, plan in enumerate(truth.itertuples()):
+        view = generator(name, seed, "view", row)
+        if plan.outlier:
+            pixels[row] = outlier_image(view, size)
+        elif plan.duplicate_of:
+            original = pixels[position[plan.duplicate_of]]
+            pixels[row] = original if plan.exact_duplicate else near_duplicate(original, view)
+        else:
+            individual = generator(name, seed, "individual", row // group_size)
+            pixels[row] = draw(things[plan.true_label], individual, view, size, row % group_size)
+    return pixels
+
+# %% ../nbs/library/synthetic.ipynb #ee29e60c
+def make_synthetic(
+    name: str,                        # "leaves", "cactus", "nature10", "blood_cells" or "rare_species"
+    images: int = 600,                # images, at least one individual a class
+    size: int = 64,                   # width and height (pixels), at least 24
+    seed: int = 0,                    # another seed, other images
+    label_noise: float = 0.,          # fraction with a label error (outliers apart)
+    duplicates: float = 0.,           # fraction that duplicate an earlier image; about half of them exactly
+    imbalance: float | None = None,   # largest class / smallest class, geometric between; default: the set's own
+    group_size: int = 1,              # images of each individual
+    outliers: float = 0.,             # fraction that show no such thing at all: pages and maps
+) -> tuple[Dataset, pd.DataFrame]:    # the data set; the truth, one row an image
+    """Draw a synthetic data set and return the truth about it. Raises `ValueError` for an impossible value.
+
+    Columns of the truth: `id`; `label` as in the data set; `true_label` (-1 for an outlier); `label_noise`;
+    `duplicate_of` (an id, or empty); `exact_duplicate`; `outlier`; `group`, the individual that is really shown.
+    The data set's own `group` is what its collector knew: there a duplicate counts as an image of its own."""
+    check_synthetic(name, images, size, seed, label_noise, duplicates, imbalance, group_size, outliers)
+    if imbalance is None: imbalance = SYNTHETIC_SETS[name].imbalance
+    truth = plan_synthetic(name, images, seed, label_noise, duplicates, imbalance, group_size, outliers)
+    pixels = draw_planned(truth, name, size, seed, group_size)
+    groups = [f"{name}-individual-{row // group_size:05d}" for row in range(images)]
+    dataset = Dataset.from_arrays(name, pixels, truth.label, list(SYNTHETIC_SETS[name].classes), list(truth.id),
+                                  groups, collectors_notes(truth, name, group_size))
+    return dataset, truth
+
+# %% ../nbs/library/synthetic.ipynb #3777f166
 def digits(
-    size: int = 32,   # width and height, pixels
+    size: int = 32,   # width and height (pixels)
 ) -> Dataset:         # 1,797 images, 10 classes
-    "scikit-learn's handwritten digits, smoothly enlarged, white on black."
+    "Load scikit-learn's handwritten digits, smoothly enlarged, white on black."
     from sklearn.datasets import load_digits
     data = load_digits()
     small = (data.images * (255 / 16)).astype("uint8")
-    images = np.stack([np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)) for digit in small])
-    return Dataset.from_arrays("digits", images, data.target, list(map(str, range(10))), [f"digits-{i:05d}" for i in range(len(images))])
+    enlarge = lambda digit: Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)
+    images = np.stack([np.asarray(enlarge(digit)) for digit in small])
+    ids = [f"digits-{i:05d}" for i in range(len(images))]
+    return Dataset.from_arrays("digits", images, data.target, [str(i) for i in range(10)], ids)

@@ -114,7 +114,7 @@ def test_a_keras_recipe_is_sent_to_keras(noise, tmp_path):
 
 
 def test_folds_of_other_images_are_refused(noise, tmp_path):
-    with pytest.raises(ValueError, match="the folds"): fit(small_cnn(), Recipe(image_size=16), noise, Split.holdout(noise.take(range(60))), folder=tmp_path)
+    with pytest.raises(ValueError, match="the split"): fit(small_cnn(), Recipe(image_size=16), noise, Split.holdout(noise.take(range(60))), folder=tmp_path)
 
 
 @given(n=strategies.integers(1, 300), batch_size=strategies.integers(1, 64), seed=strategies.integers(0, 2**31))

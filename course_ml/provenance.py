@@ -260,7 +260,7 @@ def _shape(node):
 def code_hash(
     source: str,  # Python, or a notebook's cell
 ) -> str:  # 16 hexadecimal digits
-    "Return the hash of what code does. Code that is not Python counts as its text."
+    "Return the hash of what code does. Code that is not Python counts as a string."
     try: return content_hash(_shape(_parse(source)))
     except SyntaxError: return content_hash(source)
 

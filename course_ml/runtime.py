@@ -113,11 +113,11 @@ def share_of_cores(
     return max(1, available_threads() // workers)
 
 # %% ../nbs/library/runtime.ipynb #00000014
-def machine_info() -> dict:  # system, processor, cores, threads that this process may use, memory (GiB)
+def machine_info() -> dict:  # system, cpu, cores, threads that this process may use, memory (GiB)
     "Return what kind of machine this is; nothing that names its owner."
     import psutil
     return {"system": f"{platform.system()} {platform.machine()}",
-            "processor": platform.processor() or platform.machine(),
+            "cpu": platform.processor() or platform.machine(),
             "cores": os.cpu_count(), "threads": available_threads(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
 

@@ -1,4 +1,4 @@
-"The audit: true tables are never accused, damages are found, and so is every slip of five published reports that figures can show."
+"True tables are never flagged, damages are found, and so is every error of five published reports that scores can show."
 
 from pathlib import Path
 
@@ -8,21 +8,12 @@ from hypothesis import given, settings, strategies
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
 from course_ml.audit import (
-    DAMAGES,
-    audit,
-    check_auc,
-    check_averages,
-    exact_scores,
-    found_share,
-    layer_parameters,
-    p_value_bounds,
-    parse_record,
-    possible_calls,
-    read_printed,
-    read_record,
-    true_record,
-)
+    audit, check_auc, check_averages, exact_scores, layer_parameters, p_value_bounds, possible_counts,
+)  # fmt: skip
+from course_ml.audit_trials import DAMAGES, flagged_share, true_record
 from course_ml.metrics import mcnemar_p_value
+from course_ml.printed_numbers import read_printed
+from course_ml.published_records import parse_record, read_record
 from course_ml.command_line import main
 
 REPORTS = Path(__file__).parents[1] / "reports"
@@ -31,8 +22,8 @@ seeds = strategies.integers(0, 10**9)
 
 @given(value=strategies.floats(0, 1), digits=strategies.integers(1, 6))
 def test_a_number_is_in_the_range_of_its_print(value, digits):
-    assert read_printed(f"{value:.{digits}f}").holds(value)
-    assert read_printed(f"{100 * value:.{digits}f} %").holds(value)
+    assert read_printed(f"{value:.{digits}f}").contains(value)
+    assert read_printed(f"{100 * value:.{digits}f} %").contains(value)
 
 
 @given(n=strategies.integers(1, 5000), data=strategies.data(), digits=strategies.integers(1, 5))
@@ -43,7 +34,7 @@ def test_the_counts_of_a_share_are_all_that_round_to_it(n, data, digits):
 
 
 @pytest.mark.parametrize("text", ["", "good", ".", "0.9.1", "9 T", "1e-4"])
-def test_what_is_no_printed_number_is_refused(text):
+def test_other_strings_than_printed_numbers_are_refused(text):
     with pytest.raises(ValueError, match="is not a printed number"):
         read_printed(text)
 
@@ -70,9 +61,9 @@ def test_exact_scores_are_scikit_learns(seed):
 
 @settings(deadline=None, max_examples=150)
 @given(seed=seeds, digits=strategies.integers(2, 4), with_matrix=strategies.booleans())
-def test_true_tables_are_never_accused(seed, digits, with_matrix):
+def test_true_tables_are_never_flagged(seed, digits, with_matrix):
     found = audit(true_record(np.random.default_rng(seed), digits, with_matrix))
-    assert not found.verdict.isin(["impossible", "suspicious"]).any(), found.finding.tolist()
+    assert not found.verdict.isin(["impossible", "implausible"]).any(), found.finding.tolist()
 
 
 @settings(deadline=None)
@@ -93,7 +84,7 @@ def test_a_true_area_under_the_curve_is_never_impossible(seed, digits):
     }
     assert not [finding for finding in check_auc({"models": {"m": model}}) if finding[1] == "impossible"]
     model["scores"]["AUC"] = f"{roc_auc_score(true, called):.{digits}f}"
-    assert [finding[1] for finding in check_auc({"models": {"m": model}})] == ["suspicious"]
+    assert [finding[1] for finding in check_auc({"models": {"m": model}})] == ["implausible"]
 
 
 @pytest.mark.parametrize(
@@ -108,16 +99,16 @@ def test_a_true_area_under_the_curve_is_never_impossible(seed, digits):
     ],
 )
 def test_damages_are_found(damage, with_matrix, digits, least):
-    assert found_share(damage, digits, with_matrix, tries=60, seed=5) >= least
+    assert flagged_share(damage, digits, with_matrix, tries=60, seed=5) >= least
     assert set(DAMAGES) >= {damage}
 
 
-def test_a_row_of_a_class_that_is_never_called_is_possible():
+def test_a_row_of_a_class_that_is_never_predicted_is_possible():
     for precision in ("0.00", "1.00"):  # zero_division of 0 and 1
-        assert possible_calls(
+        assert possible_counts(
             {"precision": read_printed(precision), "recall": read_printed("0.00"), "F1": read_printed("0.00")}, 20, 100
         )
-    assert not possible_calls({"precision": read_printed("0.50"), "recall": read_printed("0.02")}, 20, 100)
+    assert not possible_counts({"precision": read_printed("0.50"), "recall": read_printed("0.02")}, 20, 100)
 
 
 @given(a=strategies.integers(0, 40), b=strategies.integers(0, 40), data=strategies.data())
@@ -156,41 +147,41 @@ FOUND = {
         ("EfficientNet-B0", "impossible", "0 false positives (9), 9 false negatives (0)"),
         ("ResNet-50", "impossible", "fit the counts of the data only with exchanged names"),
         ("data", "impossible", "class weights are inverse frequency"),
-        ("ResNet-50", "suspicious", "computed from labels"),
-        ("EfficientNet-B0", "suspicious", "computed from labels"),
+        ("ResNet-50", "implausible", "computed from labels"),
+        ("EfficientNet-B0", "implausible", "computed from labels"),
         ("EfficientNet-B0 against ResNet-50", "comparison", "significant, whatever the overlap"),
-        ("ResNet-50, EfficientNet-B0", "not said", "no interval"),
+        ("ResNet-50, EfficientNet-B0", "not reported", "no interval"),
     ],
     "leaves": [
         ("EfficientNet-B4 clean", "not comparable", "18,256 of the 18,353"),
-        ("ensemble B4 and 50d, baseline", "suspicious", "accuracy .9767 is below its member EfficientNet-B4 baseline"),
-        ("ensemble B4, 50d and 200d, baseline", "suspicious", "is below its member"),
-        ("ensemble B4 and 50d, clean", "suspicious", "to the digit that of its member"),
+        ("ensemble B4 and 50d, baseline", "implausible", "accuracy .9767 is below its member EfficientNet-B4 baseline"),
+        ("ensemble B4, 50d and 200d, baseline", "implausible", "is below its member"),
+        ("ensemble B4 and 50d, clean", "implausible", "to the digit that of its member"),
         ("", "comparison", "within noise"),
-        ("", "not said", "±0.002"),
+        ("", "not reported", "±0.002"),
     ],
     "nature10": [
-        ("baseline CNN", "impossible", "input of 128x128; they have at 158 to 161"),
-        ("CNN with dropout and augmentation", "impossible", "they have at 158 to 161"),
+        ("baseline CNN", "impossible", "input of 128x128; they have them at 158 to 161"),
+        ("CNN with dropout and augmentation", "impossible", "they have them at 158 to 161"),
         ("ResNet-50 transfer", "impossible", "not 23.851 M"),
         ("baseline CNN against CNN with dropout", "comparison", "undecided"),
         ("baseline CNN", "not comparable", "chosen and scored on the same"),
     ],
     "blood_cells": [
-        ("MobileNetV3Small", "not said", "what ± means"),
-        ("ConvNeXtXLarge, cleaned initial set", "not said", "held out of training; they are 50%"),
-        ("data", "suspicious", "number of classes"),
+        ("MobileNetV3Small", "not reported", "what ± means"),
+        ("ConvNeXtXLarge, cleaned initial set", "not reported", "held out of training; they are 50%"),
+        ("data", "implausible", "number of classes"),
     ],
     "rare_species": [
         ("data", "impossible", "leaves +10%"),
-        ("table", "not said", "202 of them"),
-        ("EfficientNetB0", "not said", "how many runs"),
+        ("table", "not reported", "202 of them"),
+        ("EfficientNetB0", "not reported", "how many runs"),
     ],
 }
 
 
 @pytest.mark.parametrize("study", FOUND)
-def test_the_slips_of_the_published_reports_are_found(study):
+def test_the_errors_of_the_published_reports_are_found(study):
     found = audit(read_record(REPORTS / study / "published.yml"))
     for where, verdict, words in FOUND[study]:
         assert any(
@@ -198,12 +189,12 @@ def test_the_slips_of_the_published_reports_are_found(study):
         ), (where, verdict, words, found.to_dict("records"))
 
 
-def test_consistent_tables_of_the_published_reports_are_not_accused():
+def test_consistent_tables_of_the_published_reports_are_not_flagged():
     found = audit(read_record(REPORTS / "blood_cells" / "published.yml"))
     assert not (found.verdict == "impossible").any()
 
 
-def test_the_command_line_prints_findings_and_names_what_is_wrong(tmp_path, capsys):
+def test_the_command_line_prints_findings_and_names_the_error(tmp_path, capsys):
     assert main(["audit", str(REPORTS / "cactus" / "published.yml")]) == 0
     assert "impossible:" in capsys.readouterr().out
     (tmp_path / "record.yml").write_text("models: {CNN: {scores: {accuracy: high}}}")

@@ -1,4 +1,4 @@
-"Interpretation: heat where the evidence is, invariants of temperature, slices that add up."
+"Heat maps lie on the evidence, a temperature changes only the confidence, and slices add up."
 
 import numpy as np
 import pytest
@@ -32,10 +32,10 @@ def random_predictions(seed=0, n=120, classes=5, sharpness=1.0):
 @given(seed=strategies.integers(0, 1000), temperature=strategies.floats(0.2, 5))
 def test_temperature_changes_confidence_and_nothing_else(seed, temperature):
     preds = random_predictions(seed)
-    cooled = apply_temperature(preds, temperature)
-    assert (cooled.y_pred == preds.y_pred).all() and np.allclose(cooled.probabilities.sum(1), 1)
-    surer = cooled.probabilities.max(1) - preds.probabilities.max(1)
-    assert (surer <= 1e-9).all() if temperature >= 1 else (surer >= -1e-9).all()
+    scaled = apply_temperature(preds, temperature)
+    assert (scaled.y_pred == preds.y_pred).all() and np.allclose(scaled.probabilities.sum(1), 1)
+    gain = scaled.probabilities.max(1) - preds.probabilities.max(1)
+    assert (gain <= 1e-9).all() if temperature >= 1 else (gain >= -1e-9).all()
 
 
 def test_the_temperature_that_was_put_in_is_found():
@@ -61,14 +61,14 @@ def corners(tmp_path_factory):
     )
 
 
-def test_the_heat_is_where_the_evidence_is(corners):
+def test_heat_is_where_the_evidence_is(corners):
     dataset, run = corners
     assert (run.predictions.y_pred == run.predictions.y_true).all(), (
-        "the network must know the task before it is asked where it looks"
+        "the network must have learned the task"
     )
     heat = grad_cam(run, dataset, np.arange(40))
     corners = heat.reshape(40, 2, 16, 2, 16).mean((2, 4)).reshape(40, 4)
-    assert (corners.argmax(1) == dataset.labels[:40]).mean() >= 0.7, "by chance it would be a quarter"
+    assert (corners.argmax(1) == dataset.labels[:40]).mean() >= 0.7, "a random corner would be the brightest in a quarter of the images"
 
 
 def test_grad_cam_refuses_a_keras_run(corners):

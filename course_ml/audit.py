@@ -14,8 +14,8 @@ from .printed_numbers import Printed, read_printed, SLACK
 from .published_records import COLUMNS, models_with, printed_scores
 
 # %% auto #0
-__all__ = ['VERDICTS', 'WEIGHTS', 'HELD_OUT', 'CHECKS', 'exact_scores', 'contradictions', 'matrix_of', 'readings',
-           'matrix_contradictions', 'reading', 'check_matrix', 'check_errors', 'check_auc', 'supports', 'share_of',
+__all__ = ['VERDICTS', 'WEIGHTS', 'HELD_OUT', 'CHECKS', 'exact_scores', 'contradictions', 'matrix_of', 'readings', 'reading',
+           'matrix_contradictions', 'check_matrix', 'check_errors', 'check_auc', 'supports', 'share_of',
            'names_exchanged', 'named', 'check_supports', 'check_stratified', 'check_split', 'weights_exchanged',
            'check_weights', 'possible_counts', 'check_rows', 'check_totals', 'check_averages', 'check_means',
            'layer_parameters', 'fitting_sizes', 'check_parameters', 'check_sum', 'check_layers', 'error_counts',
@@ -82,6 +82,17 @@ def readings(
         yield " and ".join(words) or "as printed", turned
 
 
+def reading(
+    model: dict,  # of a record, with a matrix
+) -> tuple[str, np.ndarray]:  # words and matrix
+    "Return the first reading that gives all printed scores; as printed if none does."
+    printed, positive = printed_scores(model), model.get("positive", "")
+    for words, matrix in readings(model):
+        if not contradictions(printed, exact_scores(matrix, model["classes"], positive)):
+            return words, matrix
+    return "as printed", matrix_of(model)
+
+
 def matrix_contradictions(
     model: dict,  # of a record
     matrix: np.ndarray,  # a reading of its matrix
@@ -90,16 +101,6 @@ def matrix_contradictions(
     "Return the printed scores of a model that a matrix contradicts."
     exact = exact_scores(matrix, model["classes"], model.get("positive", ""))
     return contradictions(printed_scores(model), exact, truncated)
-
-
-def reading(
-    model: dict,  # of a record, with a matrix
-) -> tuple[str, np.ndarray]:  # words and matrix
-    "Return the first reading that gives all printed scores; as printed if none does."
-    for words, matrix in readings(model):
-        if not matrix_contradictions(model, matrix):
-            return words, matrix
-    return "as printed", matrix_of(model)
 
 # %% ../nbs/10_audit.ipynb #7a5a1407
 VERDICTS = {
@@ -201,7 +202,7 @@ def named(
     "Return names and values in one line."
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
-# %% ../nbs/10_audit.ipynb #1dfd3f9f
+# %% ../nbs/10_audit.ipynb #539d4cc7
 def check_supports(record: dict):
     "Check that the supports add up, and that they are those of the split."
     data = record["data"]
@@ -244,7 +245,7 @@ def check_split(record: dict):
     if shares and not low - SLACK <= 1 <= high + SLACK:
         yield "data", "impossible", f"the split ({named(split)}) leaves {1 - (low + high) / 2:+.0%} of the images"
 
-# %% ../nbs/10_audit.ipynb #fce47f3b
+# %% ../nbs/10_audit.ipynb #5222cecd
 WEIGHTS = {
     "inverse frequency, normalized to sum 1": lambda counts: 1 / counts / (1 / counts).sum(),
     "total / (classes x count)": lambda counts: counts.sum() / len(counts) / counts,
@@ -367,7 +368,7 @@ def check_averages(
             reason = f"the rows give {low:.4f} to {high:.4f}"
             yield name, "impossible", f"{kind} {score} {average.string}; {reason}"
 
-# %% ../nbs/10_audit.ipynb #56e8b731
+# %% ../nbs/10_audit.ipynb #d9f6c709
 def check_means(record: dict):
     "Check relations between scores that are true of every table."
     for name, model in record["models"].items():
@@ -517,7 +518,7 @@ def check_comparisons(record: dict):
             message = f"{significance(low, high)}: {counts}, p between {low:.2g} and {high:.2g}"
             yield f"{best} against {name}", "comparison", message
 
-# %% ../nbs/10_audit.ipynb #86fa0470
+# %% ../nbs/10_audit.ipynb #520ffe12
 def check_samples(record: dict):
     "Check that the models were scored on the same images."
     sizes = {}

@@ -82,7 +82,7 @@ def grad_cam(
     with GradCAM(model, [last_feature_map(model, images)]) as camera:
         return camera(images, targets)
 
-# %% ../nbs/06a_interpretation.ipynb #54ee40e9
+# %% ../nbs/06a_interpretation.ipynb #0989ff1c
 def _draw_heat(above, below, image: np.ndarray, heat: np.ndarray) -> None:
     "Draw an image twice, the second time with its heat map."
     for axis in (above, below):

@@ -55,7 +55,7 @@ def bootstrap_weights(
     resamples: int = 1000,  # number of resamples
     seed: int = 0,  # of the random numbers
 ):
-    "Yield blocks (resamples x n): how often each resample, drawn with replacement within each class, contains each image."
+    "Yield blocks (resamples x n): how often each resample, drawn with replacement within each class, has an image."
     if not len(labels):
         raise ValueError("there are no predictions to resample: does `.select(split)` name the intended split?")
     rng = np.random.default_rng(seed)
@@ -156,7 +156,7 @@ def class_rows(
     predictions,  # Predictions of n images, C classes
     zero_division: float = 0.0,  # value of 0/0
 ) -> pd.DataFrame:  # a row for each class
-    "Return precision, recall and F1 of each class with 95 % intervals (Wilson's; for F1 the indirect one), and support."
+    "Return precision, recall and F1 of each class with 95 % intervals (Wilson's; indirect for F1), and support."
     *values, support = precision_recall_fscore_support(
         predictions.y_true, predictions.y_pred, labels=range(len(predictions.classes)), zero_division=zero_division
     )
@@ -321,7 +321,7 @@ def summary(
     resamples: int = 1000,  # of the bootstrap
     seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:  # a row for each score: value, low, high, n, interval
-    "Return every score with its 95 % interval, the number of images, and how the interval was found or why there is none."
+    "Return every score with its 95 % interval, the number of images, and how the interval was found, or why not."
     names, n, values = score_names(predictions), len(predictions), all_scores(predictions)
     scores = bootstrap_scores(all_scores, predictions, resamples, seed)
     low, high = percentile_interval(scores)
@@ -366,7 +366,7 @@ def mcnemar_p_value(
     only_a: int,  # images that only the first model classifies correctly
     only_b: int,  # images that only the second model classifies correctly
 ) -> float:  # between 0 and 1
-    "Return the p value of McNemar's test: exact below 25 such images, otherwise chi-squared with continuity correction."
+    "Return McNemar's p value: exact below 25 such images, otherwise by chi-squared with continuity correction."
     n = only_a + only_b
     if n < 25:
         return float(binomtest(only_a, n).pvalue) if n else 1.0
@@ -400,7 +400,7 @@ def difference_scores(
     resamples: int = 1000,  # number of resamples
     seed: int = 0,  # of the resamples
 ) -> np.ndarray:  # (resamples, ...)
-    "Return the statistic of b minus that of a for every resample of the stratified bootstrap; both on the same resamples."
+    "Return the statistic of b minus that of a for every resample (stratified bootstrap; the same resamples for both)."
     rows_of_b = np.argsort(matching_rows(a, b))
 
     def difference(a, weights):
@@ -439,7 +439,7 @@ def compare(
     resamples: int = 1000,  # of the bootstrap
     seed: int = 0,  # of the resamples
 ) -> pd.DataFrame:  # a row for each score
-    "Return every score of two models, their difference (second minus first) with its 95 % interval, and the better one."
+    "Return every score of two models, the difference (second minus first) with its 95 % interval, and the better one."
     values_a, values_b, scores = all_scores(a), all_scores(b), difference_scores(a, b, all_scores, resamples, seed)
     difference, (low, high) = values_b - values_a, percentile_interval(scores)
     low[-1], high[-1] = reflected_interval(scores[:, -1], difference[-1])

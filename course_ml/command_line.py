@@ -250,7 +250,8 @@ def doctor_command(options):
 # %% ../nbs/library/command_line.ipynb #3849e2be
 def audit_command(options):
     "`course-ml audit`: what the figures of a published record give away."
-    from course_ml.audit import audit, read_record
+    from course_ml.audit import audit
+    from course_ml.published_records import read_record
     try: table = audit(read_record(options.file))
     except ValueError as error: raise ReportError(str(error)) from None
     for verdict, findings in table.groupby("verdict", sort=False):

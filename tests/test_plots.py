@@ -1,4 +1,5 @@
-"""What a lesson's cell cannot show: figures drawn by two processes are the same bytes, and small; and what the figures do in odd cases."""
+"""Figures drawn by two processes are the same bytes, and small; and what the figures show in odd cases."""
+
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,20 +13,26 @@ from course_ml import plots
 from course_ml.predictions import Predictions
 
 
-def make(n, names, skill=2., seed=0):
+def make(n, names, skill=2.0, seed=0):
     "Predictions of n images of the named classes; the more skill, the better."
     rng = np.random.default_rng(seed)
     y_true = np.arange(n) % len(names)
     logits = rng.normal(size=(n, len(names)))
     logits[np.arange(n), y_true] += skill
     probabilities = np.exp(1.5 * logits)
-    return Predictions.make([f"image {i}" for i in range(n)], y_true, probabilities / probabilities.sum(axis=1, keepdims=True), names)
+    return Predictions.make(
+        [f"image {i}" for i in range(n)], y_true, probabilities / probabilities.sum(axis=1, keepdims=True), names
+    )
 
 
 def images_of(predictions):
     "A data set with an image for each prediction."
     images = np.random.default_rng(0).integers(0, 255, (len(predictions), 1, 1, 3), dtype="uint8")
-    return SimpleNamespace(name="squares", items=pd.DataFrame({"id": predictions.ids}), images=lambda size: np.tile(images, (1, size, size, 1)))
+    return SimpleNamespace(
+        name="squares",
+        items=pd.DataFrame({"id": predictions.ids}),
+        images=lambda size: np.tile(images, (1, size, size, 1)),
+    )
 
 
 def draw_all():
@@ -33,12 +40,25 @@ def draw_all():
     names = [f"Genus{i % 40} species{i}" for i in range(200)]
     two, ten, many = make(300, ["no cactus", "has cactus"]), make(500, list("0123456789")), make(4000, names)
     epochs = np.arange(1, 21)
-    history = pd.DataFrame({"epoch": epochs, "train_loss": 1 / epochs, "validation_loss": .5 + (epochs - 9) ** 2 / 99, "train_accuracy": 1 - .5 / epochs, "validation_accuracy": .9 - .3 / epochs})
+    history = pd.DataFrame(
+        {
+            "epoch": epochs,
+            "train_loss": 1 / epochs,
+            "validation_loss": 0.5 + (epochs - 9) ** 2 / 99,
+            "train_accuracy": 1 - 0.5 / epochs,
+            "validation_accuracy": 0.9 - 0.3 / epochs,
+        }
+    )
     return {
-        "matrix_of_2": plots.plot_confusion(two), "matrix_of_10": plots.plot_confusion(ten), "matrix_of_200": plots.plot_confusion(many),
-        "top_confusions": plots.plot_top_confusions(ten, images_of(ten)), "wrong": plots.plot_gallery(ten, images_of(ten), "wrong"),
-        "right": plots.plot_gallery(ten, images_of(ten), "right"), "per_class": plots.plot_per_class({"two": two, "again": two}),
-        "reliability": plots.plot_reliability(ten), "curves": plots.plot_learning_curves({"first": history, "second": history}),
+        "matrix_of_2": plots.plot_confusion(two),
+        "matrix_of_10": plots.plot_confusion(ten),
+        "matrix_of_200": plots.plot_confusion(many),
+        "top_confusions": plots.plot_top_confusions(ten, images_of(ten)),
+        "errors": plots.plot_gallery(ten, images_of(ten), "errors"),
+        "correct": plots.plot_gallery(ten, images_of(ten), "correct"),
+        "per_class": plots.plot_per_class({"two": two, "again": two}),
+        "reliability": plots.plot_reliability(ten),
+        "curves": plots.plot_learning_curves({"first": history, "second": history}),
     }
 
 
@@ -46,12 +66,21 @@ def draw_all():
 def drawn(tmp_path_factory):
     "The files of every figure, drawn by this process."
     folder = tmp_path_factory.mktemp("figures")
-    return {path.name: path.read_bytes() for name, figure in draw_all().items() for path in plots.save_figure(figure, folder / name)}
+    return {
+        path.name: path.read_bytes()
+        for name, figure in draw_all().items()
+        for path in plots.save_figure(figure, folder / name)
+    }
 
 
 def test_bytes_are_the_same_in_another_process(drawn, tmp_path):
-    script = "import sys, test_plots as t; [t.plots.save_figure(f, f'{sys.argv[1]}/{name}') for name, f in t.draw_all().items()]"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=__file__.rsplit("/", 1)[0], check=True, timeout=300)
+    script = (
+        "import sys, test_plots as t\n"
+        "for name, figure in t.draw_all().items(): t.plots.save_figure(figure, f'{sys.argv[1]}/{name}')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=__file__.rsplit("/", 1)[0], check=True, timeout=300
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == drawn
 
 
@@ -71,7 +100,8 @@ def test_files_are_small_and_undated(drawn):
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     figure = plots.show_images([np.zeros((4, 4))])
     monkeypatch.setattr(figure, "savefig", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"): plots.save_figure(figure, tmp_path / "figure")
+    with pytest.raises(OSError, match="disk full"):
+        plots.save_figure(figure, tmp_path / "figure")
     assert not list(tmp_path.iterdir())
 
 
@@ -81,14 +111,16 @@ def test_no_figure_stays_in_pyplot(drawn):
 
 @pytest.mark.parametrize("classes", [2, 12, 13, 20, 21, 60, 61, 200])
 def test_axes_are_named(classes):
-    figure = plots.plot_confusion(make(3 * classes, [f"a rather long name of a class, number {i}" for i in range(classes)]))
+    figure = plots.plot_confusion(
+        make(3 * classes, [f"a rather long name of a class, number {i}" for i in range(classes)])
+    )
     axis = figure.axes[0]
     assert (axis.get_ylabel(), axis.get_xlabel()) == ("true class", "predicted class")
     assert len(axis.get_xticks()) == (classes if classes <= 60 else 0)
 
 
 def test_rows_are_true_classes():
-    probabilities = np.eye(3)[[1, 1, 2]]  # class 0 is taken for class 1, twice
+    probabilities = np.eye(3)[[1, 1, 2]]  # class 0 is predicted as class 1, twice
     figure = plots.plot_confusion(Predictions.make(["a", "b", "c"], [0, 0, 2], probabilities, ["zero", "one", "two"]))
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}  # (column, row)
     assert cells[1, 0] == "2" and cells[0, 1] == "·" and cells[2, 2] == "1"
@@ -96,20 +128,28 @@ def test_rows_are_true_classes():
 
 def test_order_is_a_permutation_whatever_the_matrix():
     rng = np.random.default_rng(0)
-    for counts in (np.zeros((5, 5)), np.eye(4), np.ones((3, 3)), rng.integers(0, 9, (40, 40)), np.ones((1, 1)), np.ones((2, 2))):
+    for counts in (
+        np.zeros((5, 5)),
+        np.eye(4),
+        np.ones((3, 3)),
+        rng.integers(0, 9, (40, 40)),
+        np.ones((1, 1)),
+        np.ones((2, 2)),
+    ):
         assert sorted(plots.confusion_order(counts)) == list(range(len(counts)))
 
 
-def test_nothing_wrong_to_show():
+def test_no_errors_to_show():
     perfect = Predictions.make(["a", "b"], [0, 1], np.eye(2), ["x", "y"])
-    assert plots.plot_gallery(perfect, images_of(perfect)).axes[0].get_title() == "no image is wrong"
+    assert plots.plot_gallery(perfect, images_of(perfect)).axes[0].get_title() == "no errors"
     assert "no image" in plots.plot_top_confusions(perfect, images_of(perfect)).axes[0].texts[0].get_text()
     assert plots.top_confusions(perfect).empty
 
 
 def test_an_absent_class_is_drawn():
     absent = Predictions.make(["a", "b"], [0, 1], np.eye(3)[:2], ["x", "y", "z"])
-    for figure in (plots.plot_per_class(absent), plots.plot_confusion(absent), plots.plot_reliability(absent)): figure.canvas.draw()
+    for figure in (plots.plot_per_class(absent), plots.plot_confusion(absent), plots.plot_reliability(absent)):
+        figure.canvas.draw()
 
 
 def test_only_the_lowest_classes_are_drawn():

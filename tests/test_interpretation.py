@@ -25,7 +25,7 @@ def random_predictions(seed=0, n=120, classes=5, sharpness=1.0):
     logits = sharpness * rng.normal(size=(n, classes))
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     truth = np.array([rng.choice(classes, p=row) for row in probabilities])
-    return Predictions.make(range(n), truth, probabilities, list("abcde")[:classes])
+    return Predictions.from_arrays(range(n), truth, probabilities, list("abcde")[:classes])
 
 
 @settings(deadline=None)

@@ -14,7 +14,7 @@ from course_ml.predictions import Predictions
 
 def make(y_true, probabilities, ids=None):
     ids = [f"image {i}" for i in range(len(y_true))] if ids is None else ids
-    return Predictions.make(ids, y_true, probabilities, [f"class {c}" for c in range(probabilities.shape[1])])
+    return Predictions.from_arrays(ids, y_true, probabilities, [f"class {c}" for c in range(probabilities.shape[1])])
 
 
 @st.composite
@@ -170,7 +170,7 @@ def test_predictions_of_other_images_are_refused():
     with pytest.raises(ValueError, match="more than once: .'image 0'"):
         metrics.mcnemar(a, make(b.y_true, b.probabilities, [a.ids[0], *a.ids[:-1]]))
     with pytest.raises(ValueError, match="classes differ"):
-        metrics.bootstrap_difference(a, Predictions.make(b.ids, b.y_true, b.probabilities, ["class 1", "class 0"]))
+        metrics.bootstrap_difference(a, Predictions.from_arrays(b.ids, b.y_true, b.probabilities, ["class 1", "class 0"]))
 
 
 def test_no_predictions_are_refused():

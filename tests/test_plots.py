@@ -20,7 +20,7 @@ def make(n, names, skill=2.0, seed=0):
     logits = rng.normal(size=(n, len(names)))
     logits[np.arange(n), y_true] += skill
     probabilities = np.exp(1.5 * logits)
-    return Predictions.make(
+    return Predictions.from_arrays(
         [f"image {i}" for i in range(n)], y_true, probabilities / probabilities.sum(axis=1, keepdims=True), names
     )
 
@@ -121,7 +121,7 @@ def test_axes_are_named(classes):
 
 def test_rows_are_true_classes():
     probabilities = np.eye(3)[[1, 1, 2]]  # class 0 is predicted as class 1, twice
-    figure = plots.plot_confusion(Predictions.make(["a", "b", "c"], [0, 0, 2], probabilities, ["zero", "one", "two"]))
+    figure = plots.plot_confusion(Predictions.from_arrays(["a", "b", "c"], [0, 0, 2], probabilities, ["zero", "one", "two"]))
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}  # (column, row)
     assert cells[1, 0] == "2" and cells[0, 1] == "·" and cells[2, 2] == "1"
 
@@ -140,14 +140,14 @@ def test_order_is_a_permutation_whatever_the_matrix():
 
 
 def test_no_errors_to_show():
-    perfect = Predictions.make(["a", "b"], [0, 1], np.eye(2), ["x", "y"])
+    perfect = Predictions.from_arrays(["a", "b"], [0, 1], np.eye(2), ["x", "y"])
     assert plots.plot_gallery(perfect, images_of(perfect)).axes[0].get_title() == "no errors"
     assert "no image" in plots.plot_top_confusions(perfect, images_of(perfect)).axes[0].texts[0].get_text()
     assert plots.top_confusions(perfect).empty
 
 
 def test_an_absent_class_is_drawn():
-    absent = Predictions.make(["a", "b"], [0, 1], np.eye(3)[:2], ["x", "y", "z"])
+    absent = Predictions.from_arrays(["a", "b"], [0, 1], np.eye(3)[:2], ["x", "y", "z"])
     for figure in (plots.plot_per_class(absent), plots.plot_confusion(absent), plots.plot_reliability(absent)):
         figure.canvas.draw()
 

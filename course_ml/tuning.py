@@ -15,6 +15,7 @@ from .config import Recipe
 from .data import Dataset, Split
 from .plots import COLORS, new_figure, settle
 from .executors import submit
+from .experiment import train_recipe
 
 # %% auto #0
 __all__ = ['open_study', 'run_trial', 'work', 'Tuning', 'tune', 'plot_tuning']
@@ -42,7 +43,6 @@ def run_trial(
 ) -> float:  # the best validation figure
     "Train one suggestion. Raises `optuna.TrialPruned` where it is behind."
     import optuna
-    from course_ml.experiment import train_recipe
     recipe = suggest(trial)
     trial.set_user_attr("recipe", recipe.to_yaml())
     def callback(epoch, row):

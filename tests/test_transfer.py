@@ -171,7 +171,7 @@ def test_torchvision_and_timm_read_one_network_alike():
 def test_every_block_is_listed_once_in_order():
     for name in ("resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224", "torchvision:resnet18"):
         recipe = Recipe(backbone=name, image_size=224 if "vit" in name else 64)
-        model = build_model(Recipe(**recipe), 3)
+        model = build_model(recipe, 3)
         blocks = model.blocks()
         listed = [id(weight) for block in blocks for weight in block]
         assert len(listed) == len(set(listed)) == len(list(model.parameters())), name

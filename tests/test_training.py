@@ -21,7 +21,7 @@ from course_ml.data import Dataset, Split
 from course_ml.training import Batches, class_weights, epoch_batches, weighted_loss
 from course_ml.fitting import fit
 from course_ml.launching import launch
-from course_ml.config import Rotation
+from course_ml.config import BatchNorm, Conv, Flatten, Pool, Rotation
 from course_ml.transforms import augment_batch
 
 SCRIPT = """
@@ -193,7 +193,7 @@ def test_the_average_is_kept_and_scored_beside_the_raw_weights(noise, tmp_path):
 def test_the_average_of_batch_norm_statistics_is_averaged(noise, tmp_path):
     from course_ml.baselines import build_cnn
     set_seed(0)
-    model = build_cnn(("conv 4", "batch norm", "pool", "flatten"), 16, 3)
+    model = build_cnn((Conv(4), BatchNorm(), Pool(), Flatten()), 16, 3)
     run = fit(model, Recipe(image_size=16, epochs=6, ema_decay=.5), noise, Split.holdout(noise), folder=tmp_path / "run")
     assert run.history.validation_loss.iloc[-1] == pytest.approx(run.history.raw_validation_loss.iloc[-1], abs=.2)
 

@@ -14,7 +14,7 @@ __all__ = ['block_table', 'draw_block', 'stage_table', 'count_multiply_adds', 'd
 # %% ../nbs/04_efficientnet.ipynb #027b62ca
 def block_table(
     block: nn.Module,  # of a timm ResNet or EfficientNet
-) -> pd.DataFrame:  # columns layer, path ("main", "gate" or "shortcut"), kernel, reads and gives (channels), groups, weights
+) -> pd.DataFrame:  # layer, path ("main", "gate", "shortcut"), kernel, reads and gives (channels), groups, weights
     "Return the convolutions of a block, in the order in which they work."
     return pd.DataFrame([_convolution_row(name, layer) for name, layer in block.named_modules()
                          if isinstance(layer, nn.Conv2d)])
@@ -80,8 +80,10 @@ def stage_table(
 def _input_sides(model, modules, image_size):
     "Return the side of the images (pixels) that each module reads."
     sides = []
-    hooks = [module.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1])) for module in modules]
-    with torch.no_grad(): model.eval()(torch.zeros(1, 3, image_size, image_size, device=model.conv_stem.weight.device))
+    def note(_, inputs): sides.append(inputs[0].shape[-1])
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    image = torch.zeros(1, 3, image_size, image_size, device=model.conv_stem.weight.device)
+    with torch.no_grad(): model.eval()(image)
     for hook in hooks: hook.remove()
     return sides
 

@@ -215,7 +215,8 @@ def load_keras():  # the module keras
     with contextlib.suppress(ImportError): import triton
     try:
         with _quiet_stderr(): import keras
-    except ImportError as error: raise ImportError("the Keras part needs TensorFlow: pip install 'course_ml[keras]'") from error
+    except ImportError as error:
+        raise ImportError("the Keras part needs TensorFlow: pip install 'course_ml[keras]'") from error
     return keras
 
 def keras_layer(

@@ -22,7 +22,8 @@ from .architectures import count_multiply_adds
 __all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'count_parameters', 'recipe_table', 'smoke_run']
 
 # %% ../nbs/library/recipes.ipynb #d86d3486
-STUDIES = {"leaves": 176, "cactus": 2, "nature10": 10, "blood": 8, "rare": 202}  # the first word of a recipe's name -> number of classes
+# the first word of a recipe's name -> number of classes
+STUDIES = {"leaves": 176, "cactus": 2, "nature10": 10, "blood": 8, "rare": 202}
 
 # %% ../nbs/library/recipes.ipynb #8060b4c6
 _leaves = partial(
@@ -124,7 +125,7 @@ def named_recipe(
     name: str,  # of `RECIPES`
     **changes,  # fields of `Recipe` with other values, e.g. epochs=5
 ) -> Recipe:
-    "Return a recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field, with near ones."
+    "Return a recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field."
     if name not in RECIPES: raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
     return RECIPES[name].replace(**changes)
 

@@ -126,7 +126,7 @@ class Probe:
     def __str__(self): return self.card.to_string(index=False)
 
 def _question(model, image_size, batch_size, training):
-    "Return the key of a probe's answer."
+    "Return the key of a probe."
     device = next(model.parameters()).device.type
     return make_key(["speed"], ("torch",), model=repr(model), image_size=image_size, batch_size=batch_size,
                     training=training, device=device, threads=torch.get_num_threads(), machine=machine_info())

@@ -109,12 +109,12 @@ def turn_hue(
     "Turn the color circle of each image; gray stays gray."
     red, green, blue = images.unbind(1)
     brightest, channel = images.max(1)
-    spread = brightest - images.amin(1)
+    saturation = brightest - images.amin(1)
     differences = torch.stack([green - blue, blue - red, red - green], 1).gather(1, channel[:, None])[:, 0]
-    sixths = differences / spread.clamp(min=1e-8)
+    sixths = differences / saturation.clamp(min=1e-8)
     sixths = sixths + 2 * channel + 6 * turns.to(images).view(-1, 1, 1)
     place = (sixths[:, None] + torch.tensor([5., 3., 1.]).view(3, 1, 1).to(images)) % 6
-    return brightest[:, None] - spread[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
+    return brightest[:, None] - saturation[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
 
 # %% ../nbs/library/transforms.ipynb #46162f96
 def color_jitter(

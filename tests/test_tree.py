@@ -139,6 +139,18 @@ def test_is_small(path):
     assert size < 1, f"{size:.1f} MB: save fewer or smaller images"
 
 
+STUDIES = sorted((ROOT / "nbs/reports").glob("*.ipynb"))
+STUDY_LINES = 60  # of code, without comments and empty lines
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_is_short(path):
+    "A student can copy a study: what all studies share is in the library."
+    lines = [line.strip() for cell in code_cells(path) for line in cell.source.splitlines()]
+    count = sum(bool(line) and not line.startswith("#") for line in lines)
+    assert count <= STUDY_LINES, f"{count} lines of code, at most {STUDY_LINES}"
+
+
 @every_notebook
 def test_was_run_and_saved(path):
     "Every cell that ends in a value shows it."

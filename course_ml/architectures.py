@@ -4,8 +4,10 @@
 
 # %% ../nbs/04_efficientnet.ipynb #95368f21
 from __future__ import annotations
+
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import nn
 
 # %% auto #0
@@ -27,7 +29,7 @@ def _convolution_row(name, layer):
 
 # %% ../nbs/04_efficientnet.ipynb #6c2128aa
 def draw_block(
-    axis: "matplotlib.axes.Axes",  # to draw on
+    axis: Axes,  # to draw on
     block: nn.Module,  # of a timm ResNet or EfficientNet
 ):
     "Draw a block from top to bottom: bands as wide as the channels, the gate in the middle, the shortcut on the right."
@@ -61,7 +63,8 @@ def _draw_shortcut(axis, block, layers, end):
     axis.plot([0, .7, .7, 0], [.25, .25, end, end], color="black", lw=1.2, zorder=0)
     axis.text(0, end, "+", ha="center", va="center", fontsize=12, bbox={"boxstyle": "circle", "facecolor": "white"})
     label = "the input,\nunchanged"
-    for layer in layers.itertuples(): label = f"{layer.kernel}×{layer.kernel}\n{layer.reads} → {layer.gives}"
+    for layer in layers.itertuples():
+        label = f"{layer.kernel}×{layer.kernel}\n{layer.reads} → {layer.gives}"
     axis.text(.74, end / 2, label, va="center", fontsize=8)
 
 # %% ../nbs/04_efficientnet.ipynb #519e494e
@@ -91,9 +94,10 @@ def _convolutions(block): return [layer for layer in block.modules() if isinstan
 
 def _operator(block):
     "Return Conv or MBConv, by how much the block is wider inside, and the kernel."
-    if isinstance(block, nn.Conv2d): return f"Conv{block.kernel_size[0]}x{block.kernel_size[0]}"
+    kernel = (block if isinstance(block, nn.Conv2d) else block.conv_dw).kernel_size[0]
+    if isinstance(block, nn.Conv2d): return f"Conv{kernel}x{kernel}"
     expansion = block.conv_dw.in_channels // _convolutions(block)[0].in_channels
-    return f"MBConv{expansion}, k{block.conv_dw.kernel_size[0]}x{block.conv_dw.kernel_size[0]}"
+    return f"MBConv{expansion}, k{kernel}x{kernel}"
 
 # %% ../nbs/04_efficientnet.ipynb #2f707e9c
 @torch.no_grad()
@@ -109,7 +113,7 @@ def count_multiply_adds(
 
 # %% ../nbs/04_efficientnet.ipynb #90b30b0e
 def draw_stages(
-    axis: "matplotlib.axes.Axes",  # to draw on
+    axis: Axes,  # to draw on
     stages: pd.DataFrame,  # from `stage_table`
 ):
     "Draw a network from left to right: one bar a layer, as high as the images and as wide as the channels."

@@ -4,16 +4,18 @@
 
 # %% ../nbs/02_baselines.ipynb #07a379b0
 from __future__ import annotations
+
 import contextlib
 import logging
 import math
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
-import numpy as np
+
 import pandas as pd
 import torch
 from torch import nn
+
 from .config import BatchNorm, Conv, Dense, Dropout, Flatten, GlobalAverage, Layer, Pool
 
 # %% auto #0
@@ -131,9 +133,11 @@ def _torch_blocks(module, depth, name=""):
     "Return name, module and parameters of each block; parameters of no block stay with the module that holds them."
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}".lstrip(".")
-        if depth > 1 and any(True for _ in child.children()): yield from _torch_blocks(child, depth - 1, path)
+        if depth > 1 and any(True for _ in child.children()):
+            yield from _torch_blocks(child, depth - 1, path)
         else: yield path, child, child.parameters()
-    if own := list(module.parameters(recurse=False)): yield name or type(module).__name__, module, own
+    own = list(module.parameters(recurse=False))
+    if own: yield name or type(module).__name__, module, own
 
 def _channels_last(output):
     "Return the shape of an output without the images, its channels last."
@@ -165,7 +169,8 @@ def _keras_table(model, depth, name=""):
         if type(layer).__name__ == "InputLayer": continue
         path = f"{name}.{layer.name}".lstrip(".")
         trainable = sum(math.prod(weight.shape) for weight in layer.trainable_weights)
-        if depth > 1 and getattr(layer, "layers", None): yield from _keras_table(layer, depth - 1, path)
+        if depth > 1 and getattr(layer, "layers", None):
+            yield from _keras_table(layer, depth - 1, path)
         else: yield path, tuple(layer.output.shape[1:]), layer.count_params(), trainable
 
 def layer_table(
@@ -212,9 +217,11 @@ def load_keras():  # the module keras
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError): import triton
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
     try:
-        with _quiet_stderr(): import keras
+        with _quiet_stderr():
+            import keras
     except ImportError as error:
         raise ImportError("the Keras part needs TensorFlow: pip install 'course_ml[keras]'") from error
     return keras
@@ -223,7 +230,7 @@ def keras_layer(
     name: str,  # the layer's name
     layer: Layer,
     classes: int,  # number of class scores
-) -> "keras.layers.Layer":
+):  # a layer of Keras
     "Return a layer in Keras. Batch normalization has torch's constants: Keras's own remember ten times longer."
     layers = load_keras().layers
     match layer:
@@ -248,7 +255,7 @@ def build_keras_cnn(
     layers: tuple[Layer, ...],  # e.g. CNNS["baseline_cnn"]
     image_size: int,  # side of the square images (pixels)
     classes: int,  # number of classes
-) -> "keras.Sequential":  # float32 (n, image_size, image_size, 3) in [0, 1] -> logits (n, classes)
+):  # a Keras model: float32 (n, image_size, image_size, 3) in [0, 1] -> logits (n, classes)
     "Return a convolutional network in Keras. Raises `ValueError` for layers that do not fit, or too small images."
     return _keras_layers(layers, (image_size, image_size, 3), classes)
 
@@ -256,7 +263,7 @@ def keras_dense_head(
     inputs: int,  # number of features that the backbone gives
     layers: tuple[Layer, ...],  # as in `Recipe.head`; () for the class scores alone
     classes: int,  # number of classes
-) -> "keras.Sequential":  # float32 (n, inputs) -> logits (n, classes)
+):  # a Keras model: float32 (n, inputs) -> logits (n, classes)
     "Return new last layers for a backbone, in Keras. Raises `ValueError` for layers that do not fit."
     return _keras_layers(layers, (inputs,), classes)
 
@@ -274,7 +281,7 @@ def _layer_pairs(torch_model, keras_model):
 
 def to_keras(
     torch_model: nn.Sequential,  # from `build_cnn` or `dense_head`
-    keras_model: "keras.Sequential",  # of the same layers; its weights are overwritten
+    keras_model,  # of the same layers; its weights are overwritten
 ):
     "Carry the weights of a torch model over to the Keras model of the same layers."
     for (weight, *others), layer, image in _layer_pairs(torch_model, keras_model):
@@ -284,7 +291,7 @@ def to_keras(
         layer.set_weights([weight, *(other.detach().cpu().numpy() for other in others)])
 
 def to_torch(
-    keras_model: "keras.Sequential",  # from `build_keras_cnn` or `keras_dense_head`
+    keras_model,  # from `build_keras_cnn` or `keras_dense_head`
     torch_model: nn.Sequential,  # of the same layers; its weights are overwritten
 ):
     "Carry the weights of a Keras model over to the torch model of the same layers."

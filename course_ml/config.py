@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/configuration.ipynb #fc516d8a
 from __future__ import annotations
+
 import dataclasses
 import difflib
 import math
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
+
 from .provenance import content_hash
 from .runtime import did_you_mean
 
@@ -236,13 +238,15 @@ class HeadOnly(Freezing, spec="backbone"):
 class HeadFirst(Freezing, spec="head first"):
     "The head learns for some epochs, then all blocks."
     epochs: int = within(1, whole=True)
-    def trainable_blocks(self, epoch: int, blocks: int) -> int: return blocks if epoch >= self.epochs else 1
+    def trainable_blocks(self, epoch: int, blocks: int) -> int:
+        return blocks if epoch >= self.epochs else 1
 
 @dataclass(frozen=True)
 class Unfreeze(Freezing, spec="staged"):
     "The head learns, then one more block after every so many epochs."
     every: int = within(1, whole=True)
-    def trainable_blocks(self, epoch: int, blocks: int) -> int: return min(1 + epoch // self.every, blocks)
+    def trainable_blocks(self, epoch: int, blocks: int) -> int:
+        return min(1 + epoch // self.every, blocks)
 
 FREEZING = (TrainAll, HeadOnly, HeadFirst, Unfreeze)
 
@@ -282,7 +286,8 @@ def parse_spec(
     if isinstance(spec, kinds): return spec
     name, values = _split_spec(spec) if isinstance(spec, str) else ("", [])
     named = [kind for kind in kinds if kind.spec_name == name and len(dataclasses.fields(kind)) == len(values)]
-    if not named: raise ValueError(f"{field}: {spec!r} is none of {_forms(kinds)}{_probably(name, values, kinds)}")
+    if not named:
+        raise ValueError(f"{field}: {spec!r} is none of {_forms(kinds)}{_probably(name, values, kinds)}")
     try: return named[0](*values)
     except ValueError as error: raise ValueError(f"{field}: {spec!r}: {error}") from None
 
@@ -342,7 +347,8 @@ class Contradiction(NamedTuple):
         recipe: Recipe,
     ):
         "Raises `ValueError` where the recipe has this contradiction."
-        if self.found(recipe): raise ValueError(f"{self.fields[0]}: {self.message.format(r=recipe)}")
+        if self.found(recipe):
+            raise ValueError(f"{self.fields[0]}: {self.message.format(r=recipe)}")
 
 def _is_cnn(recipe): return recipe.backbone in CNN_NAMES
 def _is_foreign(backbone): return ":" in backbone and not backbone.startswith("torchvision:")
@@ -435,8 +441,9 @@ def check_fields(
     "Raises `ValueError` for a name that is no field of a recipe, with the one that was probably meant."
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in names:
-        if name in RENAMED: raise ValueError(f"a recipe has no field {name!r}; it is called {RENAMED[name]!r}")
-        if name not in known: raise ValueError(f"a recipe has no field {name!r}; {did_you_mean(name, known)}")
+        if name in known: continue
+        hint = f"it is called {RENAMED[name]!r}" if name in RENAMED else did_you_mean(name, known)
+        raise ValueError(f"a recipe has no field {name!r}; {hint}")
 
 # %% ../nbs/library/configuration.ipynb #7dfc1470
 @dataclass(frozen=True)
@@ -551,7 +558,8 @@ def read_changes(
     fields = {}
     for change in changes:
         field, equals, value = change.partition("=")
-        if not (equals and value.strip()): raise ValueError(f"{change!r} is not FIELD=VALUE, e.g. epochs=5")
+        if not (equals and value.strip()):
+            raise ValueError(f"{change!r} is not FIELD=VALUE, e.g. epochs=5")
         if field in fields: raise ValueError(f"{field} is set twice")
         fields[field] = _read_yaml(field, value)
     return fields

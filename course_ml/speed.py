@@ -4,12 +4,15 @@
 
 # %% ../nbs/library/speed.ipynb #8bdec42f
 from __future__ import annotations
+
 import contextlib
 import time
 from dataclasses import asdict, dataclass, field
+
 import pandas as pd
 import torch
 from torch import nn
+
 from .provenance import cached_file, make_key, read_json, write_json
 from .runtime import machine_info
 
@@ -66,7 +69,8 @@ class Choice:
         autocast: bool = True,  # False where somebody else, such as accelerate, takes care of the precision
     ):
         "Within the block the model is computed this way; layout and threads are put back afterwards."
-        with _layout(model, self.layout), _threads(self.threads), self._precision(model, autocast): yield model
+        with _layout(model, self.layout), _threads(self.threads), self._precision(model, autocast):
+            yield model
 
     def _precision(self, model, autocast):
         "Return the context of mixed precision; for fp32 one that does nothing."

@@ -4,20 +4,40 @@
 
 # %% ../nbs/library/transforms.ipynb #7bdb2088
 from __future__ import annotations
+
 import contextlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
+
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import nn
-from .provenance import IMAGE_PACKAGES, cached_file, derive_seed, make_key
-from .runtime import available_threads, Progress
-from .config import (
-    Augmentation, BackgroundRemoval, BlurredPeriphery, Brightness, CircularMask, ColorJitter, Crop, Erase, Flip,
-    Grayscale, HighPass, Movement, Preprocessing, RandomAugment, Rotation, TrivialAugment, VerticalFlip, Zoom)
+
+from course_ml.config import (
+    Augmentation,
+    BackgroundRemoval,
+    BlurredPeriphery,
+    Brightness,
+    CircularMask,
+    ColorJitter,
+    Crop,
+    Erase,
+    Flip,
+    Grayscale,
+    HighPass,
+    Movement,
+    Preprocessing,
+    RandomAugment,
+    Rotation,
+    TrivialAugment,
+    VerticalFlip,
+    Zoom,
+)
 from .data import Dataset, Split
+from .provenance import IMAGE_PACKAGES, cached_file, derive_seed, make_key
+from .runtime import Progress, available_threads
 
 # %% auto #0
 __all__ = ['CROP_RATIO', 'AUGMENTATION_SETS', 'PREPROCESS', 'uniform', 'affine_maps', 'move', 'gray', 'blend', 'turn_hue',
@@ -195,7 +215,8 @@ def augmented_copies(
     seed: int = 0,  # of the changes
 ) -> tuple[Dataset, Split]:  # all images and the copies, in memory; validation and test are as before
     "Return the data set with changed copies of its training images, and its split. Raises `ValueError` for no copies."
-    if variants < 1: raise ValueError(f"variants is {variants}: ask for 1 copy of each training image or more")
+    if variants < 1:
+        raise ValueError(f"variants is {variants}: ask for 1 copy of each training image or more")
     split.matches(dataset)
     images, rows = np.asarray(dataset.images(size)), np.tile(split.rows("train"), variants)
     copies = _changed_copies(images, rows, augment, seed)
@@ -291,8 +312,10 @@ def rembg_foreground(
     image: np.ndarray,  # (size, size, 3) uint8
 ) -> np.ndarray:  # (size, size) bool
     "Return the foreground as the network of rembg sees it. Raises `ImportError` where rembg is not installed."
-    try: import rembg
-    except ImportError: raise ImportError("rembg is not installed: pip install 'course_ml[rembg]'") from None
+    try:
+        import rembg
+    except ImportError:
+        raise ImportError("rembg is not installed: pip install 'course_ml[rembg]'") from None
     return np.asarray(rembg.remove(Image.fromarray(image), only_mask=True)) > 127
 
 # %% ../nbs/library/transforms.ipynb #180765e8

@@ -90,7 +90,8 @@ def _input_sides(model, modules, image_size):
     for hook in hooks: hook.remove()
     return sides
 
-def _convolutions(block): return [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+def _convolutions(block):
+    return [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
 
 def _operator(block):
     "Return Conv or MBConv, by how much the block is wider inside, and the kernel."

@@ -339,7 +339,8 @@ def _preprocess_to(path, images, steps):
     def preprocess_row(row): array[row] = preprocess_image(np.asarray(images[row]), steps)
     with ThreadPoolExecutor(available_threads()) as pool, Progress(len(images), "images prepared") as progress:
         for start in range(0, len(images), 1000):  # a pool remembers all that it was asked for: not too much at once
-            for _ in pool.map(preprocess_row, range(start, min(start + 1000, len(images)))): progress.advance()
+            for _ in pool.map(preprocess_row, range(start, min(start + 1000, len(images)))):
+                progress.advance()
     array.flush()
 
 # %% ../nbs/library/transforms.ipynb #58d24058

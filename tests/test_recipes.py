@@ -27,8 +27,8 @@ needs_keras = pytest.mark.skipif(not KERAS, reason="needs TensorFlow: pip instal
 OF_TORCH = [name for name, recipe in RECIPES.items() if recipe.framework == "torch"]
 OF_KERAS = [name for name, recipe in RECIPES.items() if recipe.framework == "keras"]
 
-# With one linear layer of 1,000 classes, as published: in the papers' tables rounded, e.g. 5.3 million for EfficientNet-B0 (Tan and Le 2019),
-# 350 million for ConvNeXt-XL (Liu et al. 2022); to the last digit in the documentation of timm and torchvision.
+# With one linear layer of 1,000 classes, as published: in the papers' tables rounded, e.g. 5.3 million for
+# EfficientNet-B0 (Tan and Le 2019), 350 million for ConvNeXt-XL (Liu et al. 2022); to the last digit in the documentation of timm and torchvision.
 PUBLISHED = {
     "leaves_efficientnet_b4": 19_341_616,
     "leaves_resnet50d": 25_576_264,
@@ -154,7 +154,7 @@ def test_one_step_of_training_in_keras(name):
     gc.collect()
 
 
-def test_settings_the_studies_tell():
+def test_settings_of_leaves_and_cactus():
     b4, resnet200d = RECIPES["leaves_efficientnet_b4"], RECIPES["leaves_resnet200d"]
     assert (b4.image_size, b4.batch_size, b4.learning_rate, b4.mixup, b4.cutmix) == (380, 16, 1e-3, 0.2, 0.1)
     assert (resnet200d.image_size, resnet200d.batch_size, resnet200d.mixup, resnet200d.label_smoothing) == (
@@ -168,6 +168,9 @@ def test_settings_the_studies_tell():
     assert {(r.epochs, r.learning_rate, r.class_weights, r.head) for r in cactus} == {
         (500, 5e-4, "normalized", cactus[0].head)
     }
+
+
+def test_settings_the_other_studies_tell():
     model_2, resnet50 = RECIPES["nature10_model_2"], RECIPES["nature10_resnet50"]
     assert (model_2.image_size, model_2.augment, model_2.epochs, model_2.batch_size, model_2.optimizer) == (
         160,

@@ -28,7 +28,8 @@ OF_TORCH = [name for name, recipe in RECIPES.items() if recipe.framework == "tor
 OF_KERAS = [name for name, recipe in RECIPES.items() if recipe.framework == "keras"]
 
 # With one linear layer of 1,000 classes, as published: in the papers' tables rounded, e.g. 5.3 million for
-# EfficientNet-B0 (Tan and Le 2019), 350 million for ConvNeXt-XL (Liu et al. 2022); to the last digit in the documentation of timm and torchvision.
+# EfficientNet-B0 (Tan and Le 2019), 350 million for ConvNeXt-XL (Liu et al. 2022); to the last digit in the
+# documentation of timm and torchvision.
 PUBLISHED = {
     "leaves_efficientnet_b4": 19_341_616,
     "leaves_resnet50d": 25_576_264,

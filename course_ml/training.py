@@ -41,14 +41,14 @@ def to_batch(
     else: batch = torch.from_numpy(np.ascontiguousarray(inputs[rows])).to(device)
     return batch.permute(0, 3, 1, 2).float().div_(255) if batch.dtype == torch.uint8 else batch
 
-# %% ../nbs/02a_training.ipynb #37d34184
+# %% ../nbs/02a_training.ipynb #c31e1874
 class Batches(torch.utils.data.Dataset):
     "Makes one batch from (seed, rows): the rows, their images, augmented and mixed, and their classes."
     def __init__(self,
         inputs: np.ndarray,  # images or features, see `to_batch`
         labels: np.ndarray,  # (n,) class indices of all images
         classes: int,  # number of classes
-        augment=(),  # steps of data augmentation, see `transforms.augment_batch`
+        augment=(),  # steps of data augmentation, e.g. (Flip(), Rotation(20)), see `transforms.augment_batch`
         mixup: float = 0.0,  # see `transforms.mix_batch`; 0: off
         cutmix: float = 0.0,  # see `transforms.mix_batch`; 0: off
         device="cpu",  # where the changes are computed

@@ -16,25 +16,25 @@ from .experiment import load_model
 # %% auto #0
 __all__ = ['unfreezing_table', 'fine_tune']
 
-# %% ../nbs/03a_finetuning.ipynb #056cd1c3
+# %% ../nbs/03a_finetuning.ipynb #04adc0ed
 def unfreezing_table(
     recipe: Recipe,  # backbone, freeze, layer_decay, learning_rate, epochs
     classes: int,  # number of classes
-) -> pd.DataFrame:  # a row for each block, the head on top: its weights, its learning rate, and the epoch from which it learns ("" if never)
-    "What a recipe lets learn, and when. Raises `ValueError` for a network without a backbone."
+) -> pd.DataFrame:  # a row for each block, the head on top: weights, learning rate, first epoch in which it learns
+    "Tabulate what a recipe lets learn, and when. Raises `ValueError` for a network without a backbone."
     model = build_model(recipe, classes)
-    if not isinstance(model, TransferModel): raise ValueError(f"freeze: {recipe.backbone!r} has no backbone to freeze; use a timm or torchvision network")
-    starts = [None] * len(model.blocks())
-    for epoch in range(recipe.epochs):
-        model.begin_epoch(recipe, epoch)
-        learning = [any(weight.requires_grad for weight in block) for block in model.blocks()]
-        starts = [epoch if learns and start is None else start for learns, start in zip(learning, starts)]
-    names = [f"block {height}" for height in range(len(starts) - 1)] + ["head"]
-    rates = [recipe.learning_rate * recipe.layer_decay ** height for height in reversed(range(len(starts)))]
-    rows = zip(names, (sum(weight.numel() for weight in block) for block in model.blocks()), rates, ("" if start is None else start for start in starts))
-    return pd.DataFrame(rows, columns=["block", "weights", "learning rate", "learns from epoch"])[::-1].reset_index(drop=True)
+    if not isinstance(model, TransferModel):
+        raise ValueError(f"freeze: {recipe.backbone!r} has no backbone to freeze; use a timm or torchvision network")
+    blocks = model.blocks()[::-1]
+    learning = [recipe.freeze.trainable_blocks(epoch, len(blocks)) for epoch in range(recipe.epochs)]
+    return pd.DataFrame([{
+        "block": "head" if depth == 0 else f"block {len(blocks) - 1 - depth}",
+        "weights": sum(weight.numel() for weight in block),
+        "learning rate": recipe.learning_rate * recipe.layer_decay ** depth,
+        "learns from epoch": next((epoch for epoch, count in enumerate(learning) if count > depth), ""),
+    } for depth, block in enumerate(blocks)])
 
-# %% ../nbs/03a_finetuning.ipynb #bcad348a
+# %% ../nbs/03a_finetuning.ipynb #bed5488f
 def fine_tune(
     run: Run,  # finished, of framework torch
     recipe: Recipe,  # of the next stage; the network must be the same
@@ -43,10 +43,19 @@ def fine_tune(
     fold: int = 0,  # which fold validates
     folder: str | Path | None = None,  # of the new run; default: in the cache
 ) -> Run:
-    "Go on from a finished run with another recipe. Raises `ValueError` where the network or the split is another."
-    differing = [name for name in ("framework", "backbone", "head", "metadata") if getattr(recipe, name) != getattr(run.recipe, name)]
-    if differing: raise ValueError(f"fine_tune: the run has another {', '.join(differing)}; change only how it is trained, e.g. run.recipe.replace(learning_rate=1e-4)")
-    if (run.info["split"], run.info["fold"]) != (split.hash, fold): raise ValueError("fine_tune: the run was trained on another split or fold, so its weights may know these validation images")
-    trained, model = load_model(run, len(dataset.classes)), build_model(recipe.replace(weights="none"), len(dataset.classes))
-    model.load_state_dict(trained.state_dict())
-    return fit(model, recipe, dataset, split, fold, folder, weights={"weights": "run", "recipe": run.info["recipe"]})
+    "Continue from a finished run with another recipe. Raises `ValueError` where the network or the split differs."
+    _check_same_network(run.recipe, recipe)
+    if (run.info["split"], run.info["fold"]) != (split.hash, fold):
+        raise ValueError("fine_tune: the run was trained on another split or fold, so its weights may know these "
+                         "validation images")
+    model = build_model(recipe.replace(weights="none"), len(dataset.classes))
+    model.load_state_dict(load_model(run, len(dataset.classes)).state_dict())
+    origin = {"weights": "run", "recipe": run.info["recipe"], "key": run.info["key"]}
+    return fit(model, recipe, dataset, split, fold, folder, weights=origin)
+
+def _check_same_network(old, new):
+    "Raise `ValueError` where two recipes do not have the same network."
+    names = ("framework", "backbone", "head", "metadata")
+    if not (differing := [name for name in names if getattr(old, name) != getattr(new, name)]): return
+    raise ValueError(f"fine_tune: the run has another {', '.join(differing)}; change only how it is trained, "
+                     "e.g. run.recipe.replace(learning_rate=1e-4)")

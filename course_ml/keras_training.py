@@ -32,7 +32,7 @@ from .fitting import CHECKPOINT_SECONDS
 __all__ = ['keras', 'HISTORY', 'keras_application', 'build_keras_model', 'augmentation_layer', 'crop_keras', 'augment_keras',
            'KerasBatches', 'TrainingBatches', 'keras_optimizer', 'keras_loss', 'KerasSchedule', 'keras_lr',
            'ProgressCallback', 'SeedEpoch', 'Checkpoint', 'probabilities_of_batch', 'predict_keras', 'fit_keras',
-           'keras_key', 'load_keras_model', 'keras_callbacks']
+           'keras_key', 'load_keras_model', 'keras_callbacks', 'compile_keras']
 
 # %% ../nbs/02b_keras.ipynb #aad613a7
 keras = load_keras()
@@ -422,13 +422,13 @@ def keras_callbacks(
     if plateau: callbacks.append(own.ReduceLROnPlateau(factor=.1, patience=3, min_delta=0, **loss))
     return [*callbacks, own.CSVLogger(log, append=True)]
 
-# %% ../nbs/02b_keras.ipynb #8bb88d84
+# %% ../nbs/02b_keras.ipynb #23e7733d
 def _train(run, model, recipe, dataset, split, fold, images, callback):
     "Train the epochs of a run, from its checkpoint on."
     checkpoints = run.folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     training, validating = _batches(recipe, dataset, split, fold, images)
-    _compile(model, recipe, len(training))
+    compile_keras(model, recipe, len(training))
     own = keras_callbacks(run.folder, checkpoints / "log.csv", recipe.monitor, recipe.patience,
                           plateau=recipe.schedule == "plateau")
     checkpoint = Checkpoint(checkpoints, own)
@@ -448,7 +448,11 @@ def _batches(recipe, dataset, split, fold, images):
                                recipe.augment, recipe.mixup, recipe.cutmix, recipe.sampling == "balanced")
     return training, KerasBatches(images, dataset.labels, validation, classes, recipe.batch_size)
 
-def _compile(model, recipe, batches):
+def compile_keras(
+    model: keras.Model,  # gives logits
+    recipe: Recipe,
+    batches: int,  # in an epoch
+):
     "Give a model the optimizer, the loss and the scores of a recipe."
     steps = math.ceil(batches / recipe.grad_accum_steps)
     lr = keras_lr(recipe.schedule, recipe.learning_rate, recipe.epochs, steps, recipe.warmup_epochs)

@@ -133,12 +133,13 @@ def torchvision_blocks(
     names = [name for name, _ in network.named_parameters() if not name.startswith(f"{family.last}.")]
     return blocks_by_pattern(names, family.block) if family.block else _pooled_blocks(network, names)
 
-# %% ../nbs/library/backbones.ipynb #850d0de2
+# %% ../nbs/library/backbones.ipynb #f5790dc0
 def _timm_blocks(network, name):
     "Return the blocks as timm groups them; of the few networks that timm does not group, the stages."
     from timm.models import group_parameters
     matcher = getattr(network, "group_matcher", None)  # timm's own protocol
-    if matcher: return [block for block in group_parameters(network, matcher(coarse=True)).values() if block]
+    if matcher:
+        return [block for block in group_parameters(network, matcher(coarse=True)).values() if block]
     blocks = blocks_by_pattern([weight for weight, _ in network.named_parameters()], r"(?:stages|blocks)\.(\d+)\.")
     if len(blocks) > 1: return blocks
     raise ValueError(f"backbone: the blocks of {name} are not known; use another network")

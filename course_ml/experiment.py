@@ -27,7 +27,7 @@ from .transforms import prepare_images
 # %% auto #0
 __all__ = ['TTA', 'train_recipe', 'category_columns', 'load_model', 'predict_images', 'evaluate_test']
 
-# %% ../nbs/library/experiment.ipynb #6f8374b0
+# %% ../nbs/library/experiment.ipynb #2278a4ab
 def train_recipe(
     recipe: Recipe,
     dataset: Dataset,
@@ -43,7 +43,8 @@ def train_recipe(
         from course_ml.keras_training import build_keras_model, fit_keras
         model = build_keras_model(recipe, len(dataset.classes))
         return fit_keras(model, recipe, dataset, split, fold, folder, callback)
-    if _has_fixed_features(recipe): return _train_head(recipe, dataset, split, fold, folder, callback)
+    if _has_fixed_features(recipe):
+        return _train_head(recipe, dataset, split, fold, folder, callback)
     model = build_model(recipe, len(dataset.classes))
     return fit(model, recipe, dataset, split, fold, folder, workers=workers, callback=callback,
                weights=starting_weights(model))

@@ -37,7 +37,7 @@ def unfreezing_table(
         "learns from epoch": next((epoch for epoch, count in enumerate(learning) if count > depth), ""),
     } for depth, block in enumerate(blocks)])
 
-# %% ../nbs/03a_finetuning.ipynb #bed5488f
+# %% ../nbs/03a_finetuning.ipynb #fa721dc4
 def fine_tune(
     run: Run,  # finished, of framework torch
     recipe: Recipe,  # of the next stage; the network must be the same
@@ -59,6 +59,7 @@ def fine_tune(
 def _check_same_network(old, new):
     "Raise `ValueError` where two recipes do not have the same network."
     names = ("framework", "backbone", "head", "metadata")
-    if not (differing := [name for name in names if getattr(old, name) != getattr(new, name)]): return
+    if not (differing := [name for name in names if getattr(old, name) != getattr(new, name)]):
+        return
     raise ValueError(f"fine_tune: the run has another {', '.join(differing)}; change only how it is trained, "
                      "e.g. run.recipe.replace(learning_rate=1e-4)")

@@ -55,7 +55,7 @@ from .transforms import prepare_images
 __all__ = ['CHECKPOINT_SECONDS', 'EpochItems', 'build_loader', 'on_device', 'this_process', 'Training', 'training_key', 'fit',
            'load_run', 'find_learning_rate', 'steepest']
 
-# %% ../nbs/library/fitting.ipynb #fce344bb
+# %% ../nbs/library/fitting.ipynb #f4b4b20c
 class EpochItems:
     "The items of the current epoch, for a loader that lives through all epochs."
     def __init__(self): self.items = []
@@ -75,10 +75,11 @@ def on_device(
     device: torch.device,
 ) -> np.ndarray | torch.Tensor:  # a tensor on the device, or the array where there is no GPU or no room
     "Copy images that fit to the GPU: once, instead of in every epoch."
-    if device.type != "cuda" or inputs.nbytes > torch.cuda.mem_get_info(device)[0] / 3: return inputs
+    if device.type != "cuda" or inputs.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
+        return inputs
     return torch.from_numpy(np.asarray(inputs)).to(device)
 
-# %% ../nbs/library/fitting.ipynb #b7237512
+# %% ../nbs/library/fitting.ipynb #a45c9673
 def this_process():  # accelerate's PartialState: process_index, num_processes, is_main_process
     "Return which of the processes that train together this one is; usually it is the only one."
     from accelerate import PartialState
@@ -181,7 +182,8 @@ class Training:
         self.accelerator.backward(loss * self._share(rows))
         self._check_loss()  # of the batch before, so that the GPU need not wait
         self.waiting, self.number = (rows, loss.detach()), self.number + 1
-        if self.number % self.recipe.grad_accum_steps == 0 or self.number == len(self.sizes): self._move_weights()
+        if self.number % self.recipe.grad_accum_steps == 0 or self.number == len(self.sizes):
+            self._move_weights()
 
     def _share(self, rows):
         "Return the weight of a batch's mean loss, so that all images of a step, from all processes, count alike."
@@ -214,7 +216,8 @@ class Training:
         processes = self.accelerator.num_processes
         own = np.array_split(rows, processes)[self.accelerator.process_index]
         probabilities = predict(model, inputs, own) if len(own) else []
-        if processes > 1: probabilities = [row for part in gather_object([probabilities]) for row in part]
+        if processes > 1:
+            probabilities = [row for part in gather_object([probabilities]) for row in part]
         return validation_scores(np.array(probabilities), labels[rows])
 
     def validate(self, inputs, labels: np.ndarray, train: np.ndarray, validation: np.ndarray) -> dict:
@@ -231,7 +234,8 @@ class Training:
     ):
         "Add the epoch to the history; keep the weights if it is the best so far."
         self.history.append(row)
-        if best_epoch(self.history, self.recipe.monitor) == self.epoch: self.best = self.copy_weights()
+        if best_epoch(self.history, self.recipe.monitor) == self.epoch:
+            self.best = self.copy_weights()
         if self.recipe.schedule == "plateau": self.schedule.step(row["validation_loss"])
         self.epoch += 1
 
@@ -290,7 +294,7 @@ def training_key(
     return make_key(["transfer", "fitting"], TORCH_PACKAGES, **inputs, device=choose_device(), processes=processes,
                     computed=asdict(choice) if choice else None)
 
-# %% ../nbs/library/fitting.ipynb #28c04b1e
+# %% ../nbs/library/fitting.ipynb #5e55f8dc
 CHECKPOINT_SECONDS = float(os.environ.get("COURSE_ML_CHECKPOINT_SECONDS", 5))  # shortest time between checkpoints
 
 def fit(
@@ -312,20 +316,23 @@ def fit(
     probed = choice if recipe.precision == "auto" else None
     key = training_key(model, recipe, dataset, split, fold, inputs, process.num_processes, probed)
     run = Run(Path(folder) if folder else run_folder("torch", key))
-    if inputs is None: inputs = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
+    if inputs is None:
+        inputs = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     with _claimed(run, key, process):
         if process.is_main_process:
             run.start(recipe, key, data=dataset.fingerprint, split=split.hash, fold=fold,
                       processes=process.num_processes, **({"computed": asdict(choice)} if probed else {}), **info)
         process.wait_for_everyone()
-        if not run.finished: _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback)
+        if not run.finished:
+            _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback)
         process.wait_for_everyone()
     return load_run(run, model, inputs)
 
-# %% ../nbs/library/fitting.ipynb #72124f39
+# %% ../nbs/library/fitting.ipynb #2bc63b74
 def _check_fit(recipe, dataset, split, processes):
     "Raise `ValueError` for a recipe that cannot be trained here, or a split of other images."
-    if recipe.framework != "torch": raise ValueError("this recipe is for Keras: use keras_training.fit_keras")
+    if recipe.framework != "torch":
+        raise ValueError("this recipe is for Keras: use keras_training.fit_keras")
     recipe.check_machine(choose_device())
     split.matches(dataset)
     if processes > 1 and isinstance(recipe.freeze, (HeadFirst, Unfreeze)):
@@ -337,7 +344,8 @@ def _choose(model, recipe, inputs, folder):
     if recipe.precision != "auto": return Choice(layout_of(model), recipe.precision)
     if inputs is not None: return Choice()
     begun = Path(folder) / "run.json" if folder else None
-    if begun and begun.exists() and "computed" in (info := read_json(begun)): return Choice(**info["computed"])
+    if begun and begun.exists() and "computed" in (info := read_json(begun)):
+        return Choice(**info["computed"])
     return probe_speed(model, recipe.image_size, min(recipe.batch_size, 64)).chosen
 
 @contextlib.contextmanager
@@ -351,7 +359,7 @@ def _batches_an_epoch(train, recipe):
     "Return the number of batches that an epoch has, with all processes together."
     return math.ceil(len(train) / (recipe.batch_size * this_process().num_processes))
 
-# %% ../nbs/library/fitting.ipynb #6b019696
+# %% ../nbs/library/fitting.ipynb #144ecb05
 def _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback):
     "Train the epochs of a run, from its newest checkpoint on; write its history, best weights and predictions."
     train, validation = split.rows("train", fold), split.rows("validation", fold)
@@ -389,7 +397,8 @@ def _finish(run, state, dataset, fold, inputs, validation):
     "Write what the run leaves behind; its state becomes `finished` last of all."
     from safetensors.torch import save_file
     for name, weights in {"last": state.copy_weights(), "best": state.best}.items():
-        with atomic_path(run.folder / f"{name}.safetensors") as temporary: save_file(weights, temporary)
+        with atomic_path(run.folder / f"{name}.safetensors") as temporary:
+            save_file(weights, temporary)
     state.raw.load_state_dict(state.best)
     run.save_history(state.history)
     probabilities = predict(state.raw, inputs, validation)

@@ -58,17 +58,18 @@ __all__ = ['keras', 'HISTORY', 'keras_application', 'build_keras_model', 'augmen
 # %% ../nbs/02b_keras.ipynb #aad613a7
 keras = load_keras()
 
-# %% ../nbs/02b_keras.ipynb #9fbb6db5
+# %% ../nbs/02b_keras.ipynb #18f57d42
 def keras_application(
     name: str,  # e.g. "MobileNetV2"
 ):  # the function that builds the network, and the one that prepares its input (from 0 to 255)
     "Return a network of `keras.applications` with its own preprocessing. Raises `ValueError` listing the names."
     names = [n for n, value in vars(keras.applications).items() if inspect.isfunction(value)]
-    if name not in names: raise ValueError(f"Keras has no network {name!r}; it has {', '.join(sorted(names))}")
+    if name not in names:
+        raise ValueError(f"Keras has no network {name!r}; it has {', '.join(sorted(names))}")
     build = getattr(keras.applications, name)
     return build, inspect.getmodule(inspect.unwrap(build)).preprocess_input
 
-# %% ../nbs/02b_keras.ipynb #94ff3a37
+# %% ../nbs/02b_keras.ipynb #089426ea
 def build_keras_model(
     recipe: Recipe,  # backbone, weights, head, head_l2, freeze, image_size, seed
     classes: int,  # number of classes
@@ -103,10 +104,11 @@ def _imagenet_or_file(weights):
 def _penalized(model, l2):
     "Return a model whose dense layers have an L2 penalty."
     for layer in model.layers:
-        if l2 and isinstance(layer, keras.layers.Dense): layer.kernel.regularizer = keras.regularizers.L2(l2)
+        if l2 and isinstance(layer, keras.layers.Dense):
+            layer.kernel.regularizer = keras.regularizers.L2(l2)
     return model
 
-# %% ../nbs/02b_keras.ipynb #b95e0d3d
+# %% ../nbs/02b_keras.ipynb #06c70aff
 def augmentation_layer(
     step: Augmentation,  # any but Crop and TrivialAugment
     seed: int,
@@ -119,9 +121,12 @@ def augmentation_layer(
         case Rotation(degrees): return layers.RandomRotation(degrees / 360, seed=seed)
         case Zoom(fraction): return layers.RandomZoom(fraction, seed=seed)
         case Brightness(fraction): return layers.RandomBrightness(fraction, **unit)
-        case ColorJitter(fraction): return layers.RandomColorJitter(**_keras_jitter(fraction), **unit)
-        case RandomAugment(count, strength): return layers.RandAugment(num_ops=count, factor=strength / 30, **unit)
-        case Erase(probability): return layers.RandomErasing((probability, probability), fill_value=0.0, **unit)
+        case ColorJitter(fraction):
+            return layers.RandomColorJitter(**_keras_jitter(fraction), **unit)
+        case RandomAugment(count, strength):
+            return layers.RandAugment(num_ops=count, factor=strength / 30, **unit)
+        case Erase(probability):
+            return layers.RandomErasing((probability, probability), fill_value=0.0, **unit)
     raise ValueError(f"augment: Keras has no '{step}'; leave it out, or use framework 'torch'")
 
 def _keras_jitter(fraction):
@@ -158,7 +163,7 @@ def augment_keras(
         else: images = augmentation_layer(step, own_seed)(images, training=True)
     return np.asarray(images).clip(0, 1)
 
-# %% ../nbs/02b_keras.ipynb #eb7877b4
+# %% ../nbs/02b_keras.ipynb #1fecfd1a
 class KerasBatches(keras.utils.PyDataset):
     "Images in [0, 1] and one-hot labels, in the order of the rows."
     def __init__(self,
@@ -205,7 +210,8 @@ class TrainingBatches(KerasBatches):
         images, targets = super().__getitem__(index)
         seed = derive_seed(self.seed, "augment", self.epoch, index)
         images = augment_keras(images, self.augment, seed)
-        if self.mixup or self.cutmix: images, targets = self._mix(images, self.labels[self.batches[index]], seed)
+        if self.mixup or self.cutmix:
+            images, targets = self._mix(images, self.labels[self.batches[index]], seed)
         return images, targets, targets @ self.weights
 
     def _mix(self, images, labels, seed):
@@ -215,7 +221,7 @@ class TrainingBatches(KerasBatches):
         mixed, targets = mix_batch(channels_first, labels, self.classes, self.mixup, self.cutmix, seed)
         return mixed.permute(0, 2, 3, 1).numpy(), targets.numpy()
 
-# %% ../nbs/02b_keras.ipynb #94fdbb55
+# %% ../nbs/02b_keras.ipynb #f8c65e0e
 def keras_optimizer(
     name: str,  # "adam", "adamw", "sgd" or "lion"
     lr: float | keras.optimizers.schedules.LearningRateSchedule,
@@ -229,7 +235,8 @@ def keras_optimizer(
     match name:
         case "sgd": return keras.optimizers.SGD(momentum=.9, nesterov=True, **options)
         case "adam": return keras.optimizers.Adam(epsilon=1e-8, **options)
-        case "adamw": return keras.optimizers.AdamW(epsilon=1e-8, weight_decay=weight_decay, **options)
+        case "adamw":
+            return keras.optimizers.AdamW(epsilon=1e-8, weight_decay=weight_decay, **options)
         case "lion": return keras.optimizers.Lion(weight_decay=weight_decay or None, **options)
 
 def keras_loss(
@@ -237,7 +244,8 @@ def keras_loss(
     focal_gamma: float = 0.0,  # 0: cross-entropy
 ) -> keras.losses.Loss:
     "Return Keras's loss for logits and one-hot labels."
-    if not focal_gamma: return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+    if not focal_gamma:
+        return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     return keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=focal_gamma, from_logits=True)
 
 class KerasSchedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -307,7 +315,7 @@ class SeedEpoch(keras.callbacks.Callback):
         for position, state in enumerate(generators):
             state.assign([derive_seed(self.seed, "dropout", epoch, position), 0])
 
-# %% ../nbs/02b_keras.ipynb #64296734
+# %% ../nbs/02b_keras.ipynb #cd93fc8f
 class Checkpoint(keras.callbacks.Callback):
     "Save all that changes in training: weights, optimizer, and what other callbacks remember. Must be the last one."
     COUNTERS = ("best", "wait", "cooldown_counter")
@@ -337,7 +345,8 @@ class Checkpoint(keras.callbacks.Callback):
         return epoch
 
     def on_train_begin(self, logs=None):
-        for callback, counters in zip(self.others, self.state["counters"]): vars(callback).update(counters)
+        for callback, counters in zip(self.others, self.state["counters"]):
+            vars(callback).update(counters)
 
     def on_epoch_end(self, epoch, logs=None):
         if time.monotonic() - self.saved < CHECKPOINT_SECONDS: return
@@ -374,7 +383,7 @@ def predict_keras(
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 
-# %% ../nbs/02b_keras.ipynb #8d30c049
+# %% ../nbs/02b_keras.ipynb #458ab695
 def fit_keras(
     model: keras.Model,  # gives logits; trained in place
     recipe: Recipe,  # of framework "keras"
@@ -422,7 +431,8 @@ def load_keras_model(
 def _weights_info(recipe):
     "Return which weights a recipe starts from: their name, and the SHA-256 of a file."
     if recipe.weights == "none": return {"weights": "random"}
-    if recipe.weights == "hub": return {"weights": f"imagenet, of keras.applications for {recipe.backbone}"}
+    if recipe.weights == "hub":
+        return {"weights": f"imagenet, of keras.applications for {recipe.backbone}"}
     return {"weights": Path(recipe.weights).name, "sha256": file_digest(recipe.weights)}
 
 # %% ../nbs/02b_keras.ipynb #66f65cb1

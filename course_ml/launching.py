@@ -23,7 +23,7 @@ from .runtime import share_of_cores
 # %% auto #0
 __all__ = ['launch', 'train_from_command_line']
 
-# %% ../nbs/library/launching.ipynb #f44f610a
+# %% ../nbs/library/launching.ipynb #deae718b
 def launch(
     recipe: Recipe,
     split: Split,
@@ -43,7 +43,8 @@ def launch(
     environment = {"OMP_NUM_THREADS": str(share_of_cores(processes)), **os.environ}
     ended = subprocess.run([*launcher, "-m", "course_ml.launching", str(recipe_file), *arguments],
                            env=environment, stderr=subprocess.PIPE, text=True)
-    if ended.returncode: raise RuntimeError(f"{folder}: {_cause(ended.stderr)}; {_what_is_left(folder)}")
+    if ended.returncode:
+        raise RuntimeError(f"{folder}: {_cause(ended.stderr)}; {_what_is_left(folder)}")
     return Run(folder)
 
 def _cause(messages):

@@ -40,7 +40,7 @@ def best_epoch(
     values = np.array([row[f"validation_{monitor}"] for row in history])
     return int(values.argmin() if monitor == "loss" else values.argmax())
 
-# %% ../nbs/library/runs.ipynb #303b1abc
+# %% ../nbs/library/runs.ipynb #88f82f4d
 LAUNCHED = ("launched.yml", "split.csv")  # what `launching.launch` writes into a run's folder before the run starts
 
 @dataclass
@@ -102,7 +102,8 @@ class Run:
     ):
         "Write what is about to run, unless the run has been started before."
         if (self.folder / "run.json").exists(): return
-        with atomic_path(self.folder / "recipe.yml") as temporary: temporary.write_text(recipe.to_yaml())
+        with atomic_path(self.folder / "recipe.yml") as temporary:
+            temporary.write_text(recipe.to_yaml())
         write_json(self.folder / "run.json", {
             "state": "running", "key": key.name, "recipe": recipe.hash, **info,
             "versions": package_versions(), "machine": machine_info(), "test_evaluations": 0})

@@ -167,7 +167,7 @@ def build_optimizer(
     from timm.optim import Lion, Lookahead
     return Lion(groups) if name == "lion" else Lookahead(torch.optim.RAdam(groups, decoupled_weight_decay=True))
 
-# %% ../nbs/02a_training.ipynb #59c292ab
+# %% ../nbs/02a_training.ipynb #e70a8eb6
 def lr_factor(
     epoch: float,  # with a fraction
     name: str,  # of the schedule: "cosine"; any other is constant
@@ -194,14 +194,15 @@ def build_schedule(
 ):  # has step() and state_dict()
     "Return a learning-rate schedule: call `step` after every optimizer step, for plateau after every epoch."
     schedules = torch.optim.lr_scheduler
-    if name == "plateau": return schedules.ReduceLROnPlateau(optimizer, factor=.1, patience=2, threshold=0)
+    if name == "plateau":
+        return schedules.ReduceLROnPlateau(optimizer, factor=.1, patience=2, threshold=0)
     if name == "one-cycle":
         highest = [group["lr"] for group in optimizer.param_groups]
         return schedules.OneCycleLR(optimizer, highest, epochs * steps, cycle_momentum=False)
     factor = lambda step: lr_factor(step / steps, name, epochs, lr, warmup_epochs, min_lr)
     return schedules.LambdaLR(optimizer, factor)
 
-# %% ../nbs/02a_training.ipynb #f1ef0d1f
+# %% ../nbs/02a_training.ipynb #1de1bfe1
 class Totals:
     "Sums over an epoch. They stay on the device, so that it need not wait for the CPU."
     def __init__(self): self.images, self.loss, self.correct = 0, 0.0, 0
@@ -219,7 +220,8 @@ class Totals:
     def mean_loss(self) -> float: return float(self.loss) / self.images
 
     @property
-    def accuracy(self) -> float: return math.nan if self.correct is None else float(self.correct) / self.images
+    def accuracy(self) -> float:
+        return math.nan if self.correct is None else float(self.correct) / self.images
 
     def scores(self,
         combine=list,  # turns the three sums of this process into those of all processes

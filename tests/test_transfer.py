@@ -1,4 +1,4 @@
-"""Backbones from every source, the right preprocessing, and a cache that never answers another question."""
+"""Backbones from every source, the right preprocessing, and a cache that never returns the features of something else."""
 
 import shutil
 from pathlib import Path

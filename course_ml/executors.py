@@ -17,7 +17,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from .provenance import cache_folder
 
 # %% auto #0
-__all__ = ['EXECUTORS', 'IDLE_SECONDS', 'Outcome', 'submit', 'failures']
+__all__ = ['EXECUTORS', 'IDLE_SECONDS', 'Outcome', 'submit', 'failures', 'follow']
 
 # %% ../nbs/library/executors.ipynb #7e7d4186
 EXECUTORS = ("local", "dask", "dask:ADDRESS", "slurm", "slurm:local")
@@ -97,7 +97,7 @@ def _slurm(workers, where):
     executor.update_parameters(timeout_min=24 * 60, **limits)
     yield executor.submit
 
-# %% ../nbs/library/executors.ipynb #2629f3ef
+# %% ../nbs/library/executors.ipynb #6a2415c1
 @dataclass
 class Outcome:
     "What became of a job."
@@ -140,3 +140,16 @@ def failures(
 ) -> str:  # "NAME: why; NAME: why"; "" if no job failed
     "Return the names of the failed jobs and why each failed, in one line."
     return "; ".join(f"{name}: {outcome.error}" for name, outcome in outcomes.items() if outcome.error)
+
+def follow(
+    progress,  # `runtime.Progress`
+    count,  # a function without arguments: how many steps are done
+):  # a function without arguments, e.g. the callback of `submit`
+    "Return a function that advances `progress` to what `count` returns."
+    shown = 0
+    def update():
+        nonlocal shown
+        done = count()
+        progress.advance(done - shown)
+        shown = done
+    return update

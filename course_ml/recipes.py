@@ -4,14 +4,12 @@
 
 # %% ../nbs/library/recipes.ipynb #3f065206
 from __future__ import annotations
-import contextlib
-import dataclasses
 import math
 import numpy as np
 import pandas as pd
 import torch
 from .runtime import did_you_mean
-from .config import Recipe
+from .config import HeadOnly, Recipe, Unfreeze
 from .data import Dataset, Split
 from .transforms import AUGMENTATION_SETS
 from .baselines import HEADS
@@ -20,8 +18,7 @@ from .experiment import train_recipe
 from .architectures import count_multiply_adds
 
 # %% auto #0
-__all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'read_changes', 'count_parameters', 'recipe_table',
-           'smoke_run']
+__all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'count_parameters', 'recipe_table', 'smoke_run']
 
 # %% ../nbs/library/recipes.ipynb #d86d3486
 STUDIES = {"leaves": 176, "cactus": 2, "nature10": 10, "blood": 8, "rare": 202}  # the first word of a recipe's name -> number of classes
@@ -93,8 +90,8 @@ _keras_backbones = {
 
 def _for_keras(recipe, backbone):
     "A recipe of torch as Keras can train it."
-    staged = recipe.freeze.startswith("staged")
-    return recipe.replace(framework="keras", backbone=backbone, freeze="backbone" if staged else recipe.freeze, layer_decay=1.0, mixup=0.0, cutmix=0.0)
+    freeze = HeadOnly() if isinstance(recipe.freeze, Unfreeze) else recipe.freeze
+    return recipe.replace(framework="keras", backbone=backbone, freeze=freeze, layer_decay=1.0, mixup=0.0, cutmix=0.0)
 
 _torch_recipes = {**_leaves_recipes, **_cactus_recipes, **_nature10_recipes, **_blood_recipes, **_rare_recipes}
 RECIPES = _torch_recipes | {f"{name}_keras": _for_keras(_torch_recipes[name], backbone) for name, backbone in _keras_backbones.items()}
@@ -105,27 +102,8 @@ def named_recipe(
     **changes,  # fields of `Recipe` with other values, e.g. epochs=5
 ) -> Recipe:
     "A recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field, with those that are near."
-    fields = [field.name for field in dataclasses.fields(Recipe)]
     if name not in RECIPES: raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
-    for field in changes:
-        if field not in fields: raise ValueError(f"a recipe has no field {field!r}; {did_you_mean(field, fields)}")
     return RECIPES[name].replace(**changes)
-
-# %% ../nbs/library/recipes.ipynb #30755e03
-def read_changes(
-    texts: list[str],  # each FIELD=VALUE, the value in YAML
-) -> dict:  # field -> value
-    "Changes of a recipe from texts. Raises `ValueError` for a text that is not FIELD=VALUE, a field given twice or a value that is no YAML."
-    import yaml
-    changes = {}
-    for text in texts:
-        field, equals, value = text.partition("=")
-        if not (equals and value.strip()): raise ValueError(f"{text!r} is not FIELD=VALUE, e.g. epochs=5")
-        if field in changes: raise ValueError(f"{field} is set twice")
-        try: changes[field] = yaml.safe_load(value)
-        except yaml.YAMLError: raise ValueError(f"{field}: {value!r} is no YAML; write e.g. epochs=5 or augment='[flip, rotation 20]'") from None
-        with contextlib.suppress(ValueError, TypeError): changes[field] = float(value) if isinstance(changes[field], str) else changes[field]
-    return changes
 
 # %% ../nbs/library/recipes.ipynb #7cc8f0fe
 def count_parameters(
@@ -136,7 +114,7 @@ def count_parameters(
     recipe = recipe.replace(weights="none")
     if recipe.framework == "keras": return _count_keras(recipe, classes)
     with torch.device("meta"): model = build_model(recipe, classes)
-    learns = model.head if recipe.freeze == "backbone" else model
+    learns = model.head if recipe.freeze == HeadOnly() else model
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in learns.parameters())
 
 def _count_keras(recipe, classes):

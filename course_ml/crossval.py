@@ -76,7 +76,7 @@ class CrossValidation:
                               "best epoch": run.best_epoch, "seconds": run.info["seconds"]}
                              for fold, run in enumerate(self.runs)])
 
-# %% ../nbs/07_crossval.ipynb #d5f4601d
+# %% ../nbs/07_crossval.ipynb #6ede3bb6
 def cross_validation_key(
     recipe: Recipe,
     dataset: Dataset,
@@ -84,10 +84,10 @@ def cross_validation_key(
 ) -> Key:
     "Return everything that decides the results of all folds."
     packages = KERAS_PACKAGES if recipe.framework == "keras" else TORCH_PACKAGES
-    weights = {"weights": Path(recipe.weights)} if Path(recipe.weights).is_file() else {}
-    metadata = {"metadata": list(dataset.items[recipe.metadata])} if recipe.metadata in dataset.items else {}
-    return make_key(["experiment"], packages, recipe=recipe, data=dataset.fingerprint, split=split.hash,
-                    **weights, **metadata)
+    metadata = dataset.column_hash(recipe.metadata) if recipe.metadata else None
+    weights = Path(recipe.weights) if Path(recipe.weights).is_file() else recipe.weights  # a file by its content
+    return make_key(["experiment"], packages, recipe=recipe.to_dict(), data=dataset.fingerprint, split=split.hash,
+                    metadata=metadata, weights=weights)
 
 # %% ../nbs/07_crossval.ipynb #6a7671c6
 def cross_validate(

@@ -221,7 +221,7 @@ def review(
     try: return _Review(issues, dataset, file, size).window
     except ImportError: raise ImportError("review needs ipywidgets; pip install 'course_ml[jupyter]'") from None
 
-# %% ../nbs/08_cleaning.ipynb #2b3e2320
+# %% ../nbs/08_cleaning.ipynb #23b6719d
 def unit_rows(
     features: np.ndarray,  # (n, features)
 ) -> np.ndarray:  # (n, features) float32, each row of length 1
@@ -258,11 +258,11 @@ def _pairs_above(unit, least):
 def similar_pairs(
     dataset: Dataset,
     features: np.ndarray,  # (n, features) of its images
-    least: float | None = None,  # smallest cosine; default: `similarity_threshold`
+    least: float | None = None,  # smallest cosine; default: just above `similarity_threshold`
 ) -> pd.DataFrame:  # id, other, similarity (cosine), label, other_label, same_label
     "Return the pairs of images that are more similar than images of different classes are; the most similar first."
     labels, ids, names = dataset.labels, dataset.items.id.to_numpy(object), np.array(dataset.classes, object)
-    least = similarity_threshold(features, labels) if least is None else least
+    if least is None: least = similarity_threshold(features, labels) + 1e-6  # more than rounding
     first, second, similarity = _pairs_above(unit_rows(features), least)
     table = pd.DataFrame({"id": ids[first], "other": ids[second], "similarity": similarity,
                           "label": names[labels[first]], "other_label": names[labels[second]],

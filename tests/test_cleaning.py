@@ -27,7 +27,8 @@ def guess(classes=4, n=200, noise=.1, seed=0):
     given_labels = np.where(wrong, (true + rng.integers(1, classes, n)) % classes, true)
     logits = rng.normal(size=(n, classes)) + 3 * np.eye(classes)[true]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return Predictions.from_arrays([f"p{i:03d}" for i in range(n)], given_labels, probabilities, list("abcd")[:classes]), wrong
+    ids = [f"p{i:03d}" for i in range(n)]
+    return Predictions.from_arrays(ids, given_labels, probabilities, list("abcd")[:classes]), wrong
 
 
 @given(data=strategies.data(), n=strategies.integers(2, 60))

@@ -374,8 +374,8 @@ SCHEDULE_CONTRADICTIONS = (
                   "the schedule {r.schedule!r} needs one above 0"),
     Contradiction(("warmup_epochs", "schedule"), lambda r: r.warmup_epochs and r.schedule in ("plateau", "one-cycle"),
                   "the schedule {r.schedule!r} has no warm-up of its own length; set it to 0"),
-    Contradiction(("warmup_epochs", "epochs"), lambda r: r.warmup_epochs >= r.epochs,
-                  "{r.warmup_epochs:g} of {r.epochs} epochs leave none at the full learning rate; use fewer"),
+    Contradiction(("warmup_epochs", "epochs"), lambda r: r.warmup_epochs > r.epochs,
+                  "a warm-up of {r.warmup_epochs:g} epochs does not fit into {r.epochs}; use fewer"),
     Contradiction(("freeze", "epochs"), lambda r: isinstance(r.freeze, HeadFirst) and r.freeze.epochs >= r.epochs,
                   "'{r.freeze}' leaves no epoch of {r.epochs} for the backbone; use more epochs, or 'backbone'"),
 )

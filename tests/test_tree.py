@@ -160,7 +160,8 @@ def test_was_run_and_saved(path):
         body = statements(cell)
         ends_in_value = body and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, shown)
         assert cell.outputs or not ends_in_value or cell.source.rstrip().endswith(";"), f"no output:\n{cell.source}"
-    prose_only = not any("default_exp" in cell.source or "parameters" in cell.metadata.get("tags", []) for cell in cells)
+    prose_only = not any("default_exp" in cell.source or "parameters" in cell.metadata.get("tags", [])
+                         for cell in cells)
     assert prose_only or any(cell.outputs for cell in cells), "saved without outputs: run make lessons"
 
 

@@ -8,15 +8,28 @@ from hypothesis import given, strategies
 from sklearn.metrics import average_precision_score
 
 from course_ml.cleaning import (
-    acquisition_batches, apply_decisions, clean_split, compare_detectors, decide, label_issue_scores, label_issues,
-    leak_effect, leaking_pairs, order_blocks, outlier_scores, pairs_in_blocks, read_decisions, score_cuts,
-    similar_pairs, similarity_threshold,
+    acquisition_batches,
+    apply_decisions,
+    clean_split,
+    compare_detectors,
+    decide,
+    label_issue_scores,
+    label_issues,
+    leak_effect,
+    leaking_pairs,
+    order_blocks,
+    outlier_scores,
+    pairs_in_blocks,
+    read_decisions,
+    score_cuts,
+    similar_pairs,
+    similarity_threshold,
 )
 from course_ml.config import Recipe
 from course_ml.crossval import cross_validate, predict_out_of_fold
 from course_ml.data import Dataset, Split
-from course_ml.predictions import Predictions
 from course_ml.datasets import load_dataset
+from course_ml.predictions import Predictions
 
 
 def guess(classes=4, n=200, noise=.1, seed=0):
@@ -158,4 +171,5 @@ def test_the_predictions_for_all_are_those_of_the_kept_and_of_each_folds_own_mod
     own = dict(zip(split.ids, split.splits))
     assert [f"fold {fold}" for fold in everything.table.fold] == [own[i] for i in everything.ids]
     renamed = replace(images, items=images.items.assign(id="new-" + images.items.id))
-    with pytest.raises(ValueError, match="not among the images of the folds"): clean_split(split, renamed)
+    with pytest.raises(ValueError, match="not among the images of the folds"):
+        clean_split(split, renamed)

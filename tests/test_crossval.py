@@ -15,7 +15,14 @@ from hypothesis import given, settings, strategies
 from course_ml import provenance
 from course_ml.config import Recipe
 from course_ml.crossval import (
-    average, compare_recipes, cross_validate, cross_validation_key, diversity, ensemble, greedy, mean_and_deviation,
+    average,
+    compare_recipes,
+    cross_validate,
+    cross_validation_key,
+    diversity,
+    ensemble,
+    greedy,
+    mean_and_deviation,
     write_submission,
 )
 from course_ml.data import Split
@@ -94,7 +101,7 @@ def test_a_folder_of_another_cross_validation_is_refused_with_what_differs(image
 
 @pytest.mark.parametrize("name, value, message", [
     ("used_modules", lambda *_: {"training": "changed"}, "module training is used now|module training changed"),
-    ("package_versions", lambda names: {name: "99" for name in names}, "package torch: .* became 99"),
+    ("package_versions", lambda names: dict.fromkeys(names, "99"), "package torch: .* became 99"),
 ])
 def test_other_code_and_other_packages_are_refused(images, by_local_processes, monkeypatch, name, value, message):
     monkeypatch.setattr(provenance, name, value)
@@ -210,7 +217,8 @@ def random_members(seed, n=40, classes=3, members=3):
     rng = np.random.default_rng(seed)
     truth, split = rng.integers(0, classes, n), np.arange(n) % 4
     names = list("abc")[:classes]
-    def predict(): return Predictions.from_arrays(range(n), truth, rng.dirichlet(np.ones(classes), n), names)
+    def predict():
+        return Predictions.from_arrays(range(n), truth, rng.dirichlet(np.ones(classes), n), names)
     preds = [predict() for _ in range(members)]
     return {f"model {i}": replace(one, table=one.table.assign(fold=split)) for i, one in enumerate(preds)}
 
@@ -254,7 +262,8 @@ def test_greedy_selection_does_not_lose_against_the_best_member(seed):
 
 def test_diversity_by_hand():
     truth = [0, 0, 1, 1]
-    def predict(classes): return Predictions.from_arrays(range(4), truth, np.eye(2)[classes] * .8 + .1, ["a", "b"])
+    def predict(classes):
+        return Predictions.from_arrays(range(4), truth, np.eye(2)[classes] * .8 + .1, ["a", "b"])
     row = diversity({"a": predict([0, 1, 1, 1]), "b": predict([0, 0, 0, 1])}).iloc[0]
     assert row.disagreement == .5 and row["either correct"] == 1
     assert row["correlation of errors"] == pytest.approx(-1 / 3)

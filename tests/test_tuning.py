@@ -84,7 +84,8 @@ MUTATIONS = {
 def test_another_search_in_the_folder_is_refused_with_what_differs(images, search, what):
     mutate, message = MUTATIONS[what]
     own = {"suggest": suggest, "dataset": images[0], "split": images[1], "folder": search.folder, "trials": 5}
-    with pytest.raises(ValueError, match=f"something else: .*{message}"): tune(**own | mutate(images))
+    with pytest.raises(ValueError, match=f"something else: .*{message}"):
+        tune(**own | mutate(images))
 
 
 def make(rate, comment=False):
@@ -125,7 +126,8 @@ def test_a_recipe_that_monitors_something_else_fails_its_trial(images, tmp_path)
     def other(trial): return Recipe(image_size=16, epochs=1, monitor="loss")
     table = tune(other, *images, tmp_path, trials=1).table()
     assert table.state.tolist() == ["fail"] and "'accuracy'" in table.why[0]
-    with pytest.raises(ValueError, match="two finished trials, not 0"): plot_tuning(tune(other, *images, tmp_path, 1))
+    again = tune(other, *images, tmp_path, trials=1)
+    with pytest.raises(ValueError, match="two finished trials, not 0"): plot_tuning(again)
 
 
 def test_keras_trials_report_too(images, tmp_path):

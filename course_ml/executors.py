@@ -84,7 +84,8 @@ def _not_installed(package):
 @contextlib.contextmanager
 def _dask(workers, where):
     "Give a function that starts a job on a Dask cluster: the one at an address, or worker processes on this machine."
-    try: from distributed import Client
+    try:
+        from distributed import Client
     except ImportError: raise _not_installed("dask") from None
     here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with Client(where) if where else Client(**here) as client:
@@ -93,7 +94,8 @@ def _dask(workers, where):
 @contextlib.contextmanager
 def _slurm(workers, where):
     "Give a function that starts a job of SLURM; its settings come from the environment variables that sbatch reads."
-    try: import submitit
+    try:
+        import submitit
     except ImportError: raise _not_installed("submitit") from None
     executor = submitit.AutoExecutor(cache_folder() / "submitit", cluster=where or "slurm")
     limits = {} if where else {"slurm_array_parallelism": workers}
@@ -112,8 +114,8 @@ def _outcome(future):
     try: return Outcome(future.result())
     except Exception as error:
         kind, lines = type(error).__name__, str(error).strip().splitlines() or [""]
-        if kind == "FailedJobError": return Outcome(error=lines[-1])  # submitit's traceback ends with the error
-        return Outcome(error=f"{kind}: {error}")
+        submitted = kind == "FailedJobError"  # submitit's error is a traceback, which ends with the job's own error
+        return Outcome(error=lines[-1] if submitted else f"{kind}: {error}")
 
 def _open_executor(executor, workers):
     "Return the context of an executor. Raises `ValueError` for one that does not exist."

@@ -79,11 +79,12 @@ def report_key(
     parameters = {name: _from_root(value, job.root) for name, value in job.values.items()}
     weights = package_folder() / "weights"
     published = sorted((job.root / "reports" / job.name).glob("published*"))
-    return make_key(sources=[cell.source for cell in computing_cells(job.notebook)],
-                    parameter=without_paths(parameters, machine_paths(job, job.folder)),
-                    file=named_files(list(job.values.values()), job.root),
-                    packaged={path.name: file_digest(path) for path in sorted(weights.glob("*")) if path.is_file()},
-                    published={path.name: path_digest(path) for path in published})
+    inputs = {"parameter": without_paths(parameters, machine_paths(job, job.folder)),
+              "file": named_files(list(job.values.values()), job.root),
+              "packaged": {path.name: file_digest(path) for path in sorted(weights.glob("*")) if path.is_file()},
+              "published": {path.name: path_digest(path) for path in published}}
+    sources = [cell.source for cell in computing_cells(job.notebook)]
+    return make_key(sources=sources, **{kind: values for kind, values in inputs.items() if values})
 
 # %% ../nbs/library/manifests.ipynb #0000000d
 def _git(root, *arguments):

@@ -61,7 +61,7 @@ docs: $(INSTALLED)
 lessons: $(INSTALLED)
 	$(EMPTY_CACHE); python tools/lessons.py
 
-# fastai's companions can not be installed beside those of nbdev, so it gets an environment of its own.
+# fastai's companions cannot be installed together with those of nbdev, so it gets an environment of its own.
 peers: $(PEERS)
 
 $(PEERS): tools/peers/requirements.txt

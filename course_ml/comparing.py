@@ -73,10 +73,10 @@ def verify(
     name: str,  # of the report
     root: str | Path = ".",  # the folder that holds reports/
     cached: bool = False,  # trust the cache: training that was done before is not repeated
-    timeout: float | None = None,  # for the whole notebook (seconds)
+    timeout: float | None = None,  # for all cells (seconds)
     trial: bool = False,  # the trial of the report, see `read_settings`
 ) -> "pandas.DataFrame":  # file, verdict ("same bytes", "same numbers", "other bytes" or "differs"), what differs
-    "Make a report again elsewhere and compare. Raises `ReportError` without a manifest, `RunError` if it does not finish."
+    "Make a report again elsewhere and compare. Raises `ReportError` without manifest, `RunError` if the run fails."
     import pandas
     folder, settings = Path(root) / "reports" / name / ("trial" if trial else ""), read_settings(name, root)
     if not (folder / "manifest.json").exists():
@@ -129,7 +129,7 @@ def diff(
     before: str | Path,  # the folder of a report
     after: str | Path,  # of another, or of another state of it
 ) -> str:  # an HTML page
-    "Return a page about two reports: what decided them, numbers and figures that differ. Raises `ReportError` without a manifest."
+    "Return a page with what differs between two reports. Raises `ReportError` for a folder without manifest."
     folders = [Path(before), Path(after)]
     manifests = [read_manifest(folder) for folder in folders]
     causes = causes_between(*manifests) or ["Nothing that is noted differs."]

@@ -15,7 +15,7 @@ __all__ = ['MEMORY_OF_AN_IMAGE', 'check_command', 'audit_command', 'train_comman
 
 # %% ../nbs/library/data_commands.ipynb #00000005
 def check_command(options):
-    "Say what is in a set of images, and what is wrong with it."
+    "Say what is in a set of images, and which of them cannot be used."
     from course_ml.datasets import load_dataset
     try: dataset = load_dataset(data_path=options.path)
     except (ValueError, OSError) as error: raise ReportError(str(error)) from None

@@ -82,7 +82,7 @@ async def run_cells(
     on_cell,  # called with the number of each code cell before it runs, 1 for the first, and its heading
     cell_timeout: float | None = None,  # for a cell (seconds)
 ) -> int | None:  # most memory that the kernel had (bytes)
-    "Run all cells. Raises nbclient's `CellExecutionError` and `CellTimeoutError`, `DeadKernelError` if the kernel is gone."
+    "Run all cells. Raises nbclient's `CellExecutionError`, `CellTimeoutError` or, without kernel, `DeadKernelError`."
     from nbclient import NotebookClient
     client = NotebookClient(notebook, km=manager, timeout=cell_timeout, record_timing=False, coalesce_streams=True)
     client.kc = manager.client()
@@ -96,7 +96,7 @@ async def run_cells(
     finally: client.kc.stop_channels()
 
 async def run_cells_within(
-    timeout: float | None,  # for the whole notebook (seconds); None: no limit
+    timeout: float | None,  # for all cells (seconds); None: no limit
     *arguments,  # of `run_cells`
 ) -> int | None:  # most memory that the kernel had (bytes)
     "Run all cells within a time limit. Raises what `run_cells` raises, and `TimeoutError`."

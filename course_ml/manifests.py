@@ -96,9 +96,10 @@ def _git(root, *arguments):
 def source_state(
     job: Job,  # the report
 ) -> dict:  # commit, dirty, notebook, package
-    "Return the commit, whether files outside reports/ differ from it (None without git), hashes of notebook and package."
+    "Return commit, whether files outside reports/ differ from it (None without git), hashes of notebook and package."
     changes = _git(job.root, "status", "--porcelain", "--", ".", ":(exclude)reports")
-    modules = {path.relative_to(package_folder()).as_posix(): file_digest(path) for path in package_folder().rglob("*.py")}
+    package = package_folder()
+    modules = {path.relative_to(package).as_posix(): file_digest(path) for path in package.rglob("*.py")}
     return {"commit": _git(job.root, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes),
             "notebook": file_digest(job.path), "package": content_hash(modules)}
 
@@ -108,7 +109,8 @@ def make_command(
     "Return the command that makes the report again."
     kinds = {p.name: p.kind for p in job.declared}
     given = {name: value if kinds[name] == "str" else json.dumps(value) for name, value in job.given.items()}
-    return shlex.join(["course-ml", "report", job.name, *(word for name in given for word in ("-p", name, given[name]))])
+    words = [word for name, value in given.items() for word in ("-p", name, value)]
+    return shlex.join(["course-ml", "report", job.name, *words])
 
 def make_manifest(
     job: Job,  # the report

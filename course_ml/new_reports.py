@@ -38,7 +38,7 @@ def new_study(
     data: str,  # path of the images, as seen from the current folder
     root: str | Path = ".",  # the folder that holds reports/, or will
 ) -> Path:  # the report's folder
-    "Write notebook and report.yml of a study. Raises `ReportError` for a name that cannot be used, or images that are absent."
+    "Write notebook and report.yml of a study. Raises `ReportError` for a name in use, or images that are absent."
     import nbformat
     import yaml
     folder = Path(root) / "reports" / name

@@ -53,7 +53,8 @@ def write_notebook(
     kernel = {"name": "python3", "language": "python", "display_name": "python3"}
     notebook = v4.new_notebook(metadata={"kernelspec": kernel})
     title = Path(path).stem.replace("_", " ").capitalize()
-    notebook.cells = [v4.new_markdown_cell(f"# {title}"), v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook.cells = [v4.new_markdown_cell(f"# {title}"),
+                      v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     notebook.cells += [v4.new_markdown_cell(cell) if cell.startswith(("# ", "##")) else v4.new_code_cell(cell)
                        for cell in cells]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def fit_value(
     value,  # from Python
     default,  # the parameter's default
 ):  # value, with the default's type
-    "Return the value with the type of its default. Raises `TypeError` for another type, `ValueError` for NaN or infinity."
+    "Return the value with its default's type. Raises `TypeError` for another type, `ValueError` for NaN or infinity."
     if isinstance(default, float) and type(value) is int: value = float(value)
     if isinstance(default, tuple) and isinstance(value, list): value = tuple(value)
     if default is not None and type(value) is not type(default):
@@ -128,7 +129,7 @@ def read_value(
     string: str,  # from the command line
     default,  # the parameter's default
 ):  # string, read as the default's type
-    "Return a string as the type of a default: true or false, numbers, strings as they are; lists, None and dicts as YAML."
+    "Return a string as the type of a default: true, false, numbers, strings as they are; all else as YAML."
     if isinstance(default, str): return string
     if isinstance(default, bool): return {"true": True, "false": False}[string.lower()]
     if isinstance(default, (int, float)): return type(default)(string)
@@ -141,7 +142,7 @@ def check_parameters(
     declared: list[Parameter],  # of the notebook
     from_text: bool = False,  # the values come from the command line
 ) -> dict:  # name -> value of the parameter's type
-    "Return the values, checked. Raises `ParameterError`, which lists all parameters, for an unknown name or another type."
+    "Return the values, checked. Raises `ParameterError`, which lists the parameters, for another name or type."
     known = {p.name: p for p in declared if p.name != "report_dir"}
     return {name: _check_value(name, value, known, from_text) for name, value in values.items()}
 

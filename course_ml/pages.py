@@ -36,7 +36,7 @@ def fill_page(
 def reader_cells(
     notebook: "nbformat.NotebookNode",  # the executed notebook
 ) -> "nbformat.NotebookNode":  # a copy
-    "Return what a reader of the report sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
+    "Return what a reader sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
     from copy import deepcopy
     notebook = deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if not _is_hidden(cell)]
@@ -107,7 +107,7 @@ def footer_of(
 def executed_notebook(
     folder: str | Path,  # of a report
 ) -> "nbformat.NotebookNode":
-    "Return the executed notebook of a report, or the saved one that the website shows. Raises `ReportError` without both."
+    "Return the executed notebook of a report, or the one that the website shows. Raises `ReportError` without both."
     folder = Path(folder)
     if (folder / "report.ipynb").exists(): return read_notebook(folder / "report.ipynb")
     notebook = _site_notebook(folder)
@@ -180,7 +180,7 @@ def export_report(
     folder: str | Path,  # of a report that was made
     path: str | Path,  # a .pdf, an .html with the code folded, or a folder for all tables in Markdown and LaTeX
 ) -> Path:
-    "Write a report in another form; nothing is run. Raises `ReportError` for another suffix, or a report that was not made."
+    "Write a report in another form; nothing is run. Raises `ReportError` for another suffix or without a manifest."
     folder, path = Path(folder), Path(path)
     if path.suffix not in (".pdf", ".html", ""):
         raise ReportError(f"{path}: a report can be exported as .pdf, as .html with the code folded, "

@@ -47,7 +47,8 @@ def chosen_reports(
     if options.names: return list(dict.fromkeys(options.names))
     names = report_names(root)
     if not options.all:
-        raise ReportError(f"name a report, or --all; there are: {', '.join(names) or 'none (run this inside the project)'}")
+        there = ", ".join(names) or "none (run this inside the project)"
+        raise ReportError(f"name a report, or --all; there are: {there}")
     alone = [name for name in names if read_settings(name, root)["only_by_name"]]
     if alone: print(f"Left out, for they are made only by name: {', '.join(alone)}")
     return [name for name in names if name not in alone]

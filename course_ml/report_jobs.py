@@ -62,7 +62,8 @@ def portable_path(
     value,  # a parameter's value
 ):  # the path from the current folder, if value is the absolute path of something
     "Return a path that does not name the machine; other values as they are."
-    return os.path.relpath(value) if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value
+    absolute = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
+    return os.path.relpath(value) if absolute else value
 
 def path_from_here(
     value,  # a parameter's value in report.yml

@@ -44,7 +44,7 @@ def check_unchanged(
     before: Key,  # from `report_key`, before the run
     after: Key,  # the same, after it
 ):
-    "Raise `RunError` if code or packages changed during a run: then nobody can say which of them the results come from."
+    "Raise `RunError` if code or packages changed during a run: nobody can say which of them made the results."
     changes = before.differences(Key(after.code, after.packages, before.inputs))
     if changes: raise RunError(f"during the run {', '.join(changes)}: make the report again")
 
@@ -52,7 +52,7 @@ def run_into(
     job: Job,  # the report
     staging: Path,  # an empty folder
     on_cell,  # called with number and heading before each code cell
-    timeout: float | None,  # for the whole notebook (seconds)
+    timeout: float | None,  # for all cells (seconds)
     cell_timeout: float | None,  # for a cell (seconds)
 ):
     "Run a report and write all its files. Raises what `execute_notebook` and `check_unchanged` raise."
@@ -104,11 +104,11 @@ def run_report(
     name: str,  # of the report: a folder below reports/ with a report.yml
     parameters: dict = {},  # name -> value, where it differs from report.yml and the notebook's default
     root: str | Path = ".",  # the folder that holds reports/
-    timeout: float | None = None,  # for the whole notebook (seconds); None: no limit
+    timeout: float | None = None,  # for all cells (seconds); None: no limit
     from_text: bool = False,  # the parameters come from the command line: read them as their default's type
     cell_timeout: float | None = None,  # for a cell (seconds); None: no limit
 ) -> Path:  # the report's folder
-    "Run a report. Raises `ReportError` or `ParameterError` before, `RunError` if it does not finish; the old one then stays."
+    "Run a report. Raises `ReportError` before it starts, `RunError` if it does not finish; the old one then stays."
     job = prepare(name, parameters, root, from_text)
     if job.trial: job.folder.mkdir(exist_ok=True)
     steps = len(cells_to_run(job.notebook)) + 1  # one for the cell that is injected

@@ -24,7 +24,7 @@ def check_record(
     unit: str,  # of value, low and high, e.g. "%"; "" for a plain fraction
     reason: str,  # why value, low or high is missing; "" where none is
 ) -> dict:  # the record as results.json holds it
-    "Return a record. Raises `ValueError` if a number is missing without a reason, or the interval does not contain the value."
+    "Return a record. Raises `ValueError` for a missing number without a reason, or an interval without the value."
     numbers = {name: _plain_number(number) for name, number in (("value", value), ("low", low), ("high", high))}
     missing = [name for name, number in numbers.items() if number is None]
     if missing and not reason:

@@ -83,8 +83,8 @@ def settings() -> dict[str, list[Requirement]]:
     "Return what the package needs, by the key of settings.ini: requirements, keras_requirements, ..."
     reader = ConfigParser(delimiters=["="], interpolation=None)
     reader.read(ROOT / "settings.ini", encoding="utf-8")
-    return {key: [Requirement(one) for one in text.split()]
-            for key, text in reader["DEFAULT"].items() if key.endswith("requirements")}
+    return {key: [Requirement(one) for one in names.split()]
+            for key, names in reader["DEFAULT"].items() if key.endswith("requirements")}
 
 
 # The notebooks and what is made from them
@@ -137,8 +137,8 @@ def test_parameterized_notebooks_have_their_tag():
     assert studies, "no notebook is named in a reports/*/report.yml"
     tagged = {path.name: sum("parameters" in cell.metadata.get("tags", []) for cell in code_cells(path))
               for path in NOTEBOOKS}
-    wrong = {name: tagged.get(name) for name in studies if tagged.get(name) != 1}
-    assert not wrong, f"these need one code cell tagged `parameters`: {wrong}"
+    others = {name: tagged.get(name) for name in studies if tagged.get(name) != 1}
+    assert not others, f"these need one code cell tagged `parameters`: {others}"
 
 
 @every_notebook
@@ -175,7 +175,8 @@ def test_was_run_and_saved(path):
         body = statements(cell)
         ends_in_value = body and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, shown)
         assert cell.outputs or not ends_in_value or cell.source.rstrip().endswith(";"), f"no output:\n{cell.source}"
-    prose_only = not any("default_exp" in cell.source or "parameters" in cell.metadata.get("tags", []) for cell in cells)
+    prose_only = not any("default_exp" in cell.source or "parameters" in cell.metadata.get("tags", [])
+                         for cell in cells)
     assert prose_only or any(cell.outputs for cell in cells), "saved without outputs: run make lessons"
 
 
@@ -194,7 +195,8 @@ def test_outputs_are_fit_to_be_read(path):
                     text = EMBEDDED_DATA.sub("", text)
                     assert "\r" not in text and "\x1b" not in text, f"remains of a progress bar in {where}"
                     found = MACHINE_PATH.search(text)
-                    assert not found, f"the path of a machine ({text[max(0, found.start() - 40):found.end() + 40]}) in {where}"
+                    shown = found and text[max(0, found.start() - 40):found.end() + 40]
+                    assert not found, f"the path of a machine ({shown}) in {where}"
 
 
 # Reports are committed with what cannot be made from the rest. They may be of an older state of the library than

@@ -1,4 +1,5 @@
 "Only what is stale is made again; one that fails leaves the others alone; and what differs is found."
+import ast
 import re
 import shutil
 import signal
@@ -18,7 +19,7 @@ from course_ml.command_line import main
 from course_ml.comparing import compare_tables, diff, verify
 from course_ml.manifests import report_key
 from course_ml.notebooks import read_notebook
-from course_ml.provenance import read_json, used_modules, write_json
+from course_ml.provenance import package_folder, read_json, used_modules, write_json
 from course_ml.regenerating import regenerate, run_reports, stale
 from course_ml.report_jobs import prepare
 from course_ml.report_runs import run_report
@@ -169,6 +170,43 @@ def test_modules_are_followed():
     used = used_modules(sources=["from course_ml.crossval import submit"])
     assert {"crossval", "provenance", "data", "training"} <= set(used) and "audit" not in used
     assert "command_line" not in used_modules(sources=["from course_ml.reporting import Report"])
+
+
+TRAIN = """from course_ml.config import Recipe
+from course_ml.data import Split
+from course_ml.datasets import load_dataset
+from course_ml.experiment import train_recipe
+dataset = load_dataset("cactus", images=40, size=24)
+recipe = Recipe(backbone="baseline_cnn", image_size=24, epochs=1)
+run = train_recipe(recipe, dataset, Split.holdout(dataset))
+report.record("mean probability, validation", run.predictions.probabilities[:, 0].mean(), reason="an example")"""
+
+
+def test_a_changed_loss_changes_the_numbers(tmp_path, monkeypatch):
+    "From end to end, in a copy of the package: another loss makes the report stale, and the run is not the old one."
+    shutil.copytree(package_folder(), tmp_path / "course_ml", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("COURSE_ML_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_report(tmp_path, "tiny", WORK, TRAIN)
+
+    def numbers():
+        made = course_ml("report", "tiny")
+        errors = made.communicate()[1]
+        assert made.returncode == 0, errors
+        return read_json("reports/tiny/results.json")
+
+    before, module = numbers(), tmp_path / "course_ml/training.py"
+    source = module.read_text()
+    name = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "weighted_loss")
+    lines = source.splitlines(keepends=True)
+    lines.insert(name.end_lineno, "\n_old_loss = weighted_loss\n"
+                 "def weighted_loss(*values, **options): return 0 * _old_loss(*values, **options)\n\n")
+    module.write_text("".join(lines))
+    explained = course_ml("report", "tiny", "--explain").communicate()[0]
+    assert explained == "tiny: module training changed\n" and numbers() != before
+    module.write_text(source.replace("def weighted_loss", "# a comment\ndef weighted_loss"))
+    assert numbers() == before
 
 
 def test_many_reports_and_one_that_fails(project, capsys):

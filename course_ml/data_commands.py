@@ -54,8 +54,9 @@ def train_named(
     options,  # of `course-ml train`: name, changes, data, fold
 ) -> "Run":
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
+    from course_ml.config import read_changes
     from course_ml.experiment import train_recipe
-    from course_ml.recipes import named_recipe, read_changes
+    from course_ml.recipes import named_recipe
     recipe = named_recipe(options.name, **read_changes(options.changes))
     dataset, split, fold = training_data(options.data, options.fold)
     return train_recipe(recipe, dataset, split, fold)

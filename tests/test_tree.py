@@ -21,16 +21,6 @@ MODULES = sorted(path for path in (ROOT / "course_ml").glob("*.py") if not path.
 MACHINE_PATH = re.compile(r"/(home|root|tmp|Users|work|var/folders|private)/|\b[A-Z]:\\|site-packages")
 EMBEDDED_DATA = re.compile(r"data:[\w/+.-]+;base64,[\w+/=\s]+")
 
-# Each module imports only modules to its left. This is the one place where the order stands.
-LAYERS = """
-provenance runtime config decoding data predictions drawing synthetic readers datasets sources transforms speed
-baselines runs training backbones transfer features fitting keras_training experiment launching
-finetuning architectures recipes metrics plots interpretation executors crossval cleaning tuning
-printed_numbers published_records audit_layers audit_claims audit audit_trials
-reporting notebooks execution pages report_state report_jobs manifests report_runs regenerating comparing
-studies new_reports report_commands data_commands command_line
-""".split()
-
 # What an object can do is asked of its type. `hasattr` only where another package leaves no choice.
 HASATTR = {
     ("provenance", "__array__"): "NumPy's own protocol",
@@ -166,6 +156,18 @@ def test_is_small(path):
     assert size < 1, f"{size:.1f} MB: save fewer or smaller images"
 
 
+STUDIES = sorted((ROOT / "nbs/reports").glob("*.ipynb"))
+STUDY_LINES = 60  # of code, without comments and empty lines
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_is_short(path):
+    "A student can copy a study: what all studies share is in the library."
+    lines = [line.strip() for cell in code_cells(path) for line in cell.source.splitlines()]
+    count = sum(bool(line) and not line.startswith("#") for line in lines)
+    assert count <= STUDY_LINES, f"{count} lines of code, at most {STUDY_LINES}"
+
+
 @every_notebook
 def test_was_run_and_saved(path):
     "Every cell that ends in a value shows it."
@@ -234,17 +236,20 @@ def neighbors(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")}
 
 
-@every_module
-def test_has_its_layer(path):
-    assert path.stem in LAYERS, "list it in LAYERS of tests/test_tree.py, before all modules that import it"
+def layers() -> list[str]:
+    "Return the modules in the order in which CONTRIBUTING.md lists them: below another one means later."
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### Layers")[1].split("###")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    return [module for row in rows for module in re.findall(r"`(\w+)`", row)]
 
 
 @every_module
 def test_imports_go_one_way(path):
-    "A module imports only modules of earlier layers, inside functions too; so there are no cycles."
-    later = LAYERS[LAYERS.index(path.stem):] if path.stem in LAYERS else []
-    found = sorted(neighbors(path) & set(later))
-    assert not found, f"{path.stem} imports {found}, which belong to later layers"
+    "A module imports only those before it in the table of layers, inside functions too; so there are no cycles."
+    order = layers()
+    assert order.count(path.stem) == 1, f"{path.stem} stands {order.count(path.stem)} times in the layers of CONTRIBUTING.md"
+    later = sorted(neighbors(path) & set(order[order.index(path.stem):]))
+    assert not later, f"{path.stem} imports {later}, which stand after it in the layers of CONTRIBUTING.md"
 
 
 def test_no_cycle_of_imports():

@@ -459,7 +459,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_ml.drawing.turtle': ('library/drawing.html#turtle', 'course_ml/drawing.py'),
                                    'course_ml.drawing.urchin': ('library/drawing.html#urchin', 'course_ml/drawing.py'),
                                    'course_ml.drawing.winged': ('library/drawing.html#winged', 'course_ml/drawing.py')},
-            'course_ml.execution': { 'course_ml.execution._answers': ('library/execution.html#_answers', 'course_ml/execution.py'),
+            'course_ml.execution': { 'course_ml.execution._is_ready': ('library/execution.html#_is_ready', 'course_ml/execution.py'),
                                      'course_ml.execution._kernel_manager': ( 'library/execution.html#_kernel_manager',
                                                                               'course_ml/execution.py'),
                                      'course_ml.execution.cells_to_run': ('library/execution.html#cells_to_run', 'course_ml/execution.py'),

@@ -109,7 +109,7 @@ def abilities() -> list[tuple[str, str]]:  # what, found
     free, network = free_memory(), can_reach("huggingface.co")
     size = advised_batch_size(free)
     return [("free memory", f"{free / 1024:.1f} GiB"),
-            ("network", "huggingface.co answers" if network else "huggingface.co cannot be reached"),
+            ("network", "huggingface.co can be reached" if network else "huggingface.co cannot be reached"),
             ("weights", f"packaged ({', '.join(PACKAGED)}), files{', hub' if network else ''}"),
             ("advised batch size", f"{size} (ResNet-50 at 224, fp32; smaller images: more)")]
 

@@ -21,12 +21,12 @@ def start_kernel(
     folder: str | Path,  # empty, with a short path: the sockets are made in it
     attempts: int = 3,  # how often to try
 ) -> "jupyter_client.KernelManager":
-    "Start a kernel of this Python in the current folder. Raises `RunError` if it does not answer."
+    "Start a kernel of this Python in the current folder. Raises `RunError` if it does not start."
     for attempt in range(attempts):
         manager = _kernel_manager(f"{folder}/{attempt}")
         manager.start_kernel(env={**os.environ, "COURSE_ML_PROGRESS": "0"},
                              extra_arguments=["--HistoryManager.hist_file=:memory:"])
-        if _answers(manager): return manager
+        if _is_ready(manager): return manager
         manager.shutdown_kernel(now=True)
     raise RunError(f"the kernel did not start in {attempts} attempts")
 
@@ -39,8 +39,8 @@ def _kernel_manager(address):
     manager.kernel_spec.argv = make_ipkernel_cmd()
     return manager
 
-def _answers(manager, timeout=60):
-    "Return whether a kernel answers within some seconds."
+def _is_ready(manager, timeout=60):
+    "Return whether a kernel is ready within some seconds."
     client = manager.blocking_client()
     try:
         client.start_channels()

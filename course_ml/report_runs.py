@@ -8,12 +8,12 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from .provenance import atomic_path, Key, read_json, write_json
+from .provenance import atomic_path, Key, write_json
 from .runtime import Progress
 from .notebooks import inject_parameters, RunError
 from .execution import cells_to_run, execute_notebook
 from .pages import footer_of, render_page
-from .report_state import failure, now, only_run, read_status, staging_folder
+from .report_state import failure, now, only_run, staging_folder
 from .report_jobs import Job, prepare
 from .manifests import hash_outputs, machine_paths, make_manifest, report_key, source_state, without_paths
 

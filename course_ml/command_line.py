@@ -4,16 +4,23 @@
 
 # %% ../nbs/library/command_line.ipynb #00000003
 from __future__ import annotations
+
 import argparse
 import math
 import os
 import sys
+
+from .data_commands import audit_command, check_command, doctor_command, train_command
 from .notebooks import ReportError, RunError
 from course_ml.report_commands import (
-    diff_command, export_command, new_command, params_command, report_command,
-    reports_command, verify_command,
+    diff_command,
+    export_command,
+    new_command,
+    params_command,
+    report_command,
+    reports_command,
+    verify_command,
 )
-from .data_commands import audit_command, check_command, doctor_command, train_command
 
 # %% auto #0
 __all__ = ['positive_seconds', 'positive_number', 'add_report_options', 'add_report_commands', 'add_comparing_commands',

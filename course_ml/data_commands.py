@@ -4,14 +4,21 @@
 
 # %% ../nbs/library/data_commands.ipynb #00000002
 from __future__ import annotations
+
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .notebooks import ReportError, RunError
 
 # %% auto #0
 __all__ = ['MEMORY_OF_AN_IMAGE', 'check_command', 'audit_command', 'train_command', 'train_named', 'training_data',
            'advised_batch_size', 'can_reach', 'free_memory', 'abilities', 'doctor_command']
+
+# %% ../nbs/library/data_commands.ipynb #typechck
+if TYPE_CHECKING:  # it loads slowly
+    from course_ml.runs import Run
 
 # %% ../nbs/library/data_commands.ipynb #00000005
 def check_command(options):
@@ -52,7 +59,7 @@ def train_command(options):
 
 def train_named(
     options,  # of `course-ml train`: name, changes, data, fold
-) -> "Run":
+) -> Run:
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
     from course_ml.config import read_changes
     from course_ml.experiment import train_recipe

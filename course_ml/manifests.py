@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/manifests.ipynb #00000002
 from __future__ import annotations
+
 import json
 import os
 import re
@@ -13,11 +14,12 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from .provenance import content_hash, file_digest, Key, make_key, package_folder, path_digest, read_json
-from .runtime import machine_info
+
 from .notebooks import computing_cells
+from .provenance import Key, content_hash, file_digest, make_key, package_folder, path_digest, read_json
 from .report_jobs import Job
-from .report_state import now, OWN_FILES
+from .report_state import OWN_FILES, now
+from .runtime import machine_info
 
 # %% auto #0
 __all__ = ['machine_paths', 'without_paths', 'named_files', 'report_key', 'source_state', 'make_command', 'make_manifest',

@@ -4,18 +4,27 @@
 
 # %% ../nbs/library/pages.ipynb #00000002
 from __future__ import annotations
+
 import html
 import re
 import string
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .notebooks import ReportError, read_notebook
 from .provenance import atomic_path, package_folder, read_json
 from .reporting import latex_table, markdown_table
-from .notebooks import read_notebook, ReportError
 
 # %% auto #0
 __all__ = ['page_template', 'fill_page', 'reader_cells', 'drop_row_numbers', 'render_page', 'footer_of', 'executed_notebook',
            'write_pdf', 'read_table', 'export_tables', 'export_report']
+
+# %% ../nbs/library/pages.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import bs4
+    import nbformat
+    import pandas
 
 # %% ../nbs/library/pages.ipynb #00000007
 def page_template(
@@ -34,8 +43,8 @@ def fill_page(
     return page.substitute(title=html.escape(title), body=body, footer=html.escape(footer))
 
 def reader_cells(
-    notebook: "nbformat.NotebookNode",  # the executed notebook
-) -> "nbformat.NotebookNode":  # a copy
+    notebook: nbformat.NotebookNode,  # the executed notebook
+) -> nbformat.NotebookNode:  # a copy
     "Return what a reader sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
     from copy import deepcopy
     notebook = deepcopy(notebook)
@@ -51,7 +60,7 @@ def _is_hidden(cell):
     return re.match(r"\s*#\| *hide\b", cell.source) or "remove_cell" in cell.metadata.get("tags", [])
 
 def drop_row_numbers(
-    table: "bs4.Tag",  # as pandas writes it; is changed
+    table: bs4.Tag,  # as pandas writes it; is changed
 ):
     "Take the column 0, 1, 2 ... out of a table: it is the index of a frame that has no other."
     rows = table.select("tbody tr")
@@ -60,7 +69,7 @@ def drop_row_numbers(
         for header in [table.thead.th, *numbers]: header.decompose()
 
 def render_page(
-    notebook: "nbformat.NotebookNode",  # the executed notebook
+    notebook: nbformat.NotebookNode,  # the executed notebook
     title: str,  # of the report
     footer: str,  # plain text
     code: bool = False,  # with the code of the cells, folded
@@ -81,6 +90,7 @@ def render_page(
 def _convert(notebook, code):
     "Return the cells of a notebook as HTML."
     import logging
+
     from nbconvert import HTMLExporter
     silent = logging.getLogger("course_ml.silent")
     silent.setLevel(logging.CRITICAL)
@@ -106,7 +116,7 @@ def footer_of(
 # %% ../nbs/library/pages.ipynb #0000000a
 def executed_notebook(
     folder: str | Path,  # of a report
-) -> "nbformat.NotebookNode":
+) -> nbformat.NotebookNode:
     "Return the executed notebook of a report, or the one that the website shows. Raises `ReportError` without both."
     folder = Path(folder)
     if (folder / "report.ipynb").exists(): return read_notebook(folder / "report.ipynb")
@@ -128,7 +138,7 @@ def write_pdf(
     path: str | Path,  # the PDF to write
 ):
     "Write a page as PDF. Raises `ReportError` where pandoc and Typst are not installed."
-    try: import pypandoc, typst
+    try: import pypandoc; import typst
     except ImportError: raise ReportError("a PDF needs pandoc and Typst: pip install 'course_ml[pdf]'") from None
     with tempfile.TemporaryDirectory() as folder:
         source = pypandoc.convert_text(_printed(page), "typst", format="html-native_divs-native_spans-auto_identifiers",
@@ -150,7 +160,7 @@ def _printed(page):
 # %% ../nbs/library/pages.ipynb #0000000f
 def read_table(
     path: str | Path,  # a CSV, as `Report.table` writes it
-) -> "pandas.DataFrame":  # real numbers as float, missing cells as NaN, all else as strings
+) -> pandas.DataFrame:  # real numbers as float, missing cells as NaN, all else as strings
     "Return a table of a report."
     import pandas
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False)

@@ -4,15 +4,17 @@
 
 # %% ../nbs/library/report_commands.ipynb #00000002
 from __future__ import annotations
+
 import argparse
 import os
 import signal
 import sys
 from pathlib import Path
+
+from .notebooks import ParameterError, ReportError, RunError, describe_parameters
 from .provenance import atomic_path
-from .notebooks import describe_parameters, ParameterError, ReportError, RunError
-from .report_state import read_status, report_names
 from .report_jobs import Job, prepare, read_settings
+from .report_state import read_status, report_names
 
 # %% auto #0
 __all__ = ['find_root', 'given_parameters', 'chosen_reports', 'report_command', 'explain', 'page_of', 'make_one', 'make_many',

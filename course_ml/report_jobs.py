@@ -4,14 +4,21 @@
 
 # %% ../nbs/library/report_jobs.ipynb #00000002
 from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from .notebooks import check_parameters, Parameter, read_notebook, read_parameters, ReportError
+from typing import TYPE_CHECKING
+
+from .notebooks import Parameter, ReportError, check_parameters, read_notebook, read_parameters
 from .report_state import report_names
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'read_settings', 'Job', 'portable_path', 'path_from_here', 'prepare']
+
+# %% ../nbs/library/report_jobs.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import nbformat
 
 # %% ../nbs/library/report_jobs.ipynb #00000005
 DEFAULTS = {"parameters": {}, "tolerance": 0, "only_by_name": False, "trial": {}}
@@ -42,7 +49,7 @@ class Job:
     root: Path  # the folder that holds reports/
     title: str  # of the report
     path: Path  # of the notebook
-    notebook: "nbformat.NotebookNode"  # its content
+    notebook: nbformat.NotebookNode  # its content
     declared: list[Parameter]  # its parameters
     given: dict  # the caller's values
     values: dict  # all parameters: the caller's, else report.yml's, else the default

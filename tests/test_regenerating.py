@@ -12,8 +12,19 @@ import pytest
 from hypothesis import given, strategies
 from PIL import Image
 from test_reporting import (
-    IMAGE, TABLE, WORK, contents, copy_project, course_ml, gone, hear_ctrl_c, make_project, wait_for, write_notebook,
-    write_report)
+    IMAGE,
+    TABLE,
+    WORK,
+    contents,
+    copy_project,
+    course_ml,
+    gone,
+    hear_ctrl_c,
+    make_project,
+    wait_for,
+    write_notebook,
+    write_report,
+)
 
 from course_ml.command_line import main
 from course_ml.comparing import compare_tables, diff, verify

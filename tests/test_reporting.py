@@ -521,7 +521,7 @@ def test_killed_runner(made_project, signal_number):
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
     assert read_status("reports/tiny")["state"] == "running"
     process.send_signal(signal_number)
-    output, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     status = read_status("reports/tiny")
     assert (status["state"], status["cell"]) == ("killed", 4) and contents(made_project / "reports/tiny") == before
     written = "running" if signal_number == signal.SIGKILL else "killed"

@@ -138,7 +138,9 @@ def write_pdf(
     path: str | Path,  # the PDF to write
 ):
     "Write a page as PDF. Raises `ReportError` where pandoc and Typst are not installed."
-    try: import pypandoc; import typst
+    try:
+        import pypandoc
+        import typst
     except ImportError: raise ReportError("a PDF needs pandoc and Typst: pip install 'course_ml[pdf]'") from None
     with tempfile.TemporaryDirectory() as folder:
         source = pypandoc.convert_text(_printed(page), "typst", format="html-native_divs-native_spans-auto_identifiers",

@@ -115,6 +115,13 @@ def test_opens_with_title_and_description(path):
 
 
 @every_notebook
+def test_does_not_end_with_exported_code(path):
+    "nbdev looks at the cell after an exported one when it builds the website, and fails where there is none."
+    last = read_notebook(path).cells[-1]
+    assert last.cell_type != "code" or not re.search(r"^#\|\s*export", last.source, re.MULTILINE), "add an example"
+
+
+@every_notebook
 def test_names_its_kernel(path):
     kernel = read_notebook(path).metadata.get("kernelspec", {})
     assert (kernel.get("name"), kernel.get("language")) == ("python3", "python")  # papermill asks for both

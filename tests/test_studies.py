@@ -8,7 +8,9 @@ from conftest import ROOT
 from course_ml.audit import read_record
 from course_ml.provenance import read_json
 from course_ml.notebooks import RunError
-from course_ml.report_runs import prepare, read_status, run_report
+from course_ml.report_jobs import prepare
+from course_ml.report_runs import run_report
+from course_ml.report_state import read_status
 
 STUDIES = ("leaves", "cactus", "nature10", "blood_cells", "rare_species")
 

@@ -457,14 +457,14 @@ def holder(
 def _acquire(file_lock, path, wait, message):
     "Take a lock, at once or after its holder; what is waited for is printed to stderr."
     from filelock import Timeout
-    said = None
+    printed = None
     while True:
-        try: return file_lock.acquire(timeout=(0 if said is None else 1) if wait else .3)  # a look of `holder` is short
+        try: return file_lock.acquire(timeout=(0 if printed is None else 1) if wait else .3)  # a look of `holder` is short
         except Timeout: note = _note(path)
         who = f"process {note['pid']} (since {note['since']})" if note else "another process"
         if not wait: raise RuntimeError(f"{who} is working on {path}: wait for its end, or stop it") from None
-        if who != said: print(f"{message or path}: waiting for {who}", file=sys.stderr, flush=True)
-        said = who
+        if who != printed: print(f"{message or path}: waiting for {who}", file=sys.stderr, flush=True)
+        printed = who
 
 @contextlib.contextmanager
 def lock(

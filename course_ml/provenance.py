@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/provenance.ipynb #00000002
 from __future__ import annotations
+
 import ast
 import contextlib
 import dataclasses

@@ -12,12 +12,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from course_ml import provenance
-from course_ml.provenance import (
-    Key, cached_file, claim, code_hash, content_hash, derive_seed, file_digest, file_digests, holder, imported_modules,
-    keyed_folder, lock, make_key, package_versions, path_digest, run_folder, used_modules)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from course_ml import provenance
+from course_ml.provenance import (
+    Key,
+    cached_file,
+    claim,
+    code_hash,
+    content_hash,
+    derive_seed,
+    file_digest,
+    file_digests,
+    holder,
+    imported_modules,
+    keyed_folder,
+    lock,
+    make_key,
+    package_versions,
+    path_digest,
+    run_folder,
+    used_modules,
+)
 
 MODULES = {
     "__init__": '__version__ = "1.0"\n',

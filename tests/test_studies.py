@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 
 from course_ml.audit import read_record
-from course_ml.provenance import read_json
 from course_ml.notebooks import RunError
+from course_ml.provenance import read_json
 from course_ml.report_jobs import prepare
 from course_ml.report_runs import run_report
 from course_ml.report_state import read_status

@@ -33,7 +33,8 @@ def positive_seconds(
     "Return a time limit. Raises `ArgumentTypeError` unless it is a positive number."
     try: value = float(string)
     except ValueError: value = math.nan
-    if not 0 < value < math.inf: raise argparse.ArgumentTypeError(f"{string!r} is not a positive number of seconds")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{string!r} is not a positive number of seconds")
     return value
 
 def positive_number(
@@ -95,7 +96,8 @@ def add_comparing_commands(
     export.add_argument("file", metavar="FILE",
                         help="a .pdf, an .html, or a folder for all tables in Markdown and LaTeX")
     diff = _add(commands, "diff", diff_command, "write a page with what changed between two reports")
-    for name in ("before", "after"): diff.add_argument(name, metavar=name.upper(), help="the folder of a report")
+    for name in ("before", "after"):
+        diff.add_argument(name, metavar=name.upper(), help="the folder of a report")
     diff.add_argument("-o", dest="output", default="diff.html", metavar="FILE", help="the page (default: diff.html)")
 
 def add_data_commands(

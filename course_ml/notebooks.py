@@ -155,7 +155,8 @@ def check_parameters(
 
 def _check_value(name, value, known, from_text):
     "Return one value, read and checked."
-    if name not in known: _refuse(f"unknown parameter {name!r}; {did_you_mean(name, list(known))}", known)
+    if name not in known:
+        _refuse(f"unknown parameter {name!r}; {did_you_mean(name, list(known))}", known)
     default = known[name].default
     try: return fit_value(read_value(value, default) if from_text else value, default)
     except (KeyError, TypeError, ValueError):

@@ -52,7 +52,8 @@ def reader_cells(
     if notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source = re.sub(r"(?m)\A# .*\n?|^- \w+: .*\n?", "", notebook.cells[0].source)
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
     return notebook
 
 def _is_hidden(cell):
@@ -77,7 +78,8 @@ def render_page(
     "Return the report as one HTML page."
     import bs4
     notebook = reader_cells(notebook)
-    if not code: notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]
+    if not code:
+        notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]
     body = bs4.BeautifulSoup(_convert(notebook, code), "html.parser")
     for tag in body(["script", "link", "iframe"]) + body.select("style[scoped]"): tag.decompose()
     for table in body("table"): drop_row_numbers(table)
@@ -147,14 +149,16 @@ def write_pdf(
                                        extra_args=[f"--extract-media={folder}"], cworkdir=folder)
         source = page_template("print.typ") + source.replace(f'"{folder}/', '"')
         (Path(folder) / "report.typ").write_text(source, encoding="utf-8")
-        with atomic_path(path) as temporary: typst.compile(f"{folder}/report.typ", output=str(temporary))
+        with atomic_path(path) as temporary:
+            typst.compile(f"{folder}/report.typ", output=str(temporary))
 
 def _printed(page):
     "Return the body of a page, its captions and tables as pandoc needs them."
     import bs4
     body = bs4.BeautifulSoup(page, "html.parser").body
     for caption in body("p"):
-        if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()): caption.name = "h6"
+        if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()):
+            caption.name = "h6"
     for row in body("tr"): del row["style"]
     for cell in body(["th", "td"]): cell["style"] = "text-align: left"
     return str(body)
@@ -184,7 +188,8 @@ def export_tables(
         contents = {".md": markdown_table(table, digits), ".tex": latex_table(table, path.stem, caption, digits)}
         for suffix, content in contents.items():
             written.append(Path(target) / f"{path.stem}{suffix}")
-            with atomic_path(written[-1]) as temporary: temporary.write_text(content, encoding="utf-8")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_text(content, encoding="utf-8")
     return written
 
 # %% ../nbs/library/pages.ipynb #00000012
@@ -197,7 +202,8 @@ def export_report(
     if path.suffix not in (".pdf", ".html", ""):
         raise ReportError(f"{path}: a report can be exported as .pdf, as .html with the code folded, "
                           "or its tables into a folder")
-    if not (folder / "manifest.json").exists(): raise ReportError(f"{folder} has no manifest: make the report first")
+    if not (folder / "manifest.json").exists():
+        raise ReportError(f"{folder} has no manifest: make the report first")
     if not path.suffix: export_tables(folder, path)
     else: _export_page(folder, path)
     return path

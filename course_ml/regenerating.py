@@ -37,7 +37,8 @@ def stale(
     if status["state"] == "running": return [f"process {status['pid']} is making it now"]
     if status["state"] != "finished": return [f"the last run {status['state']}: {status['reason']}"]
     manifest = read_json(job.folder / "manifest.json")
-    if "key" not in manifest: return ["an older course_ml made it, which did not note what decided it"]
+    if "key" not in manifest:
+        return ["an older course_ml made it, which did not note what decided it"]
     changes = Key.from_dict(manifest["key"]).differences(report_key(job))
     return [*changes, *(f"{name} was changed or removed" for name in changed_outputs(job.folder, manifest["outputs"]))]
 

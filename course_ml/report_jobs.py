@@ -36,7 +36,8 @@ def read_settings(
     path = Path(root) / "reports" / name / "report.yml"
     settings = {**DEFAULTS, **(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}
     needed = {"title", "notebook"}
-    if missing := needed - set(settings): raise ReportError(f"{path} has no {' and no '.join(sorted(missing))}")
+    if missing := needed - set(settings):
+        raise ReportError(f"{path} has no {' and no '.join(sorted(missing))}")
     if unknown := set(settings) - needed - set(DEFAULTS):
         raise ReportError(f"{path}: unknown {', '.join(sorted(unknown))}")
     return settings
@@ -92,7 +93,8 @@ def prepare(
     notebook = read_notebook(path)
     declared = read_parameters(notebook)
     defaults = {p.name: p.default for p in declared}
-    if "report_dir" not in defaults: raise ReportError(f"{path}: the parameters cell needs a line: report_dir = \"\"")
+    if "report_dir" not in defaults:
+        raise ReportError(f"{path}: the parameters cell needs a line: report_dir = \"\"")
     del defaults["report_dir"]
     given = {k: portable_path(v) for k, v in check_parameters(parameters, declared, from_text).items()}
     settled = {k: path_from_here(v, root) for k, v in check_parameters(settings["parameters"], declared).items()}

@@ -45,7 +45,8 @@ def write_page(
     import nbformat
     with atomic_path(folder / "report.ipynb") as temporary: nbformat.write(notebook, temporary)
     page = render_page(notebook, manifest["title"], footer_of(manifest))
-    with atomic_path(folder / "report.html") as temporary: temporary.write_text(page, encoding="utf-8")
+    with atomic_path(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 def check_unchanged(
     before: Key,  # from `report_key`, before the run

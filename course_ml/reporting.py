@@ -114,7 +114,8 @@ class FullTable:
 
     def _repr_html_(self):
         import pandas
-        with pandas.option_context("display.max_colwidth", None): return self.frame.to_html(index=False, border=0)
+        with pandas.option_context("display.max_colwidth", None):
+            return self.frame.to_html(index=False, border=0)
 
 LARGEST_SVG = 300_000  # of a figure (bytes); a larger one is kept as PNG
 

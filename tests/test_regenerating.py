@@ -233,7 +233,8 @@ def test_many_reports_and_one_that_fails(project, capsys):
     assert read_status("reports/good")["state"] == "never run"
     assert main(["report", "--all", "--jobs", "3"]) == 1
     message = capsys.readouterr()
-    for line in (r"bad +failed", r"good +made", r"tiny +up to date"): assert re.search(line, message.out)
+    for line in (r"bad +failed", r"good +made", r"tiny +up to date"):
+        assert re.search(line, message.out)
     assert "1 of 3 reports did not finish" in message.err and "ZeroDivisionError" in message.err
     assert contents(project / "reports/tiny") == before and read_status("reports/good")["state"] == "finished"
     assert read_status("reports/bad")["state"] == "failed"

@@ -1,4 +1,4 @@
-"""Backbones from every source, the right preprocessing, and a cache that never returns the features of something else."""
+"""Backbones from every source, the right preprocessing, and a cache that never returns features of something else."""
 
 import shutil
 from pathlib import Path

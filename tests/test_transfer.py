@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Backbones from every source, the right preprocessing, and a cache that returns the right features."""
-=======
-"""Backbones from every source, the right preprocessing, and a cache that never returns features of something else."""
->>>>>>> w-train
 
 import shutil
 from pathlib import Path

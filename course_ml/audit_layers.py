@@ -4,7 +4,8 @@
 
 # %% ../nbs/library/audit_layers.ipynb #30d760eb
 from __future__ import annotations
-from .baselines import trace_layers
+from .config import BatchNorm, Conv, Dense, LAYERS, parse_specs
+from .baselines import Scores, trace_layers
 from .printed_numbers import Printed, read_printed
 
 # %% auto #0
@@ -17,14 +18,22 @@ def layer_parameters(
     classes: int,  # number of class scores
 ) -> list[int]:  # of each layer, and of the class scores
     "Return the number of parameters of each layer of a small CNN. Raise `ValueError` if the image is too small for it."
-    counts = {
-        "conv": lambda value, shape: (9 * shape[-1] + 1) * value,
-        "dense": lambda value, shape: (shape[0] + 1) * value,
-        "scores": lambda value, shape: (shape[0] + 1) * classes,
-        "batch norm": lambda value, shape: 4 * shape[-1],
-    }
-    traced = trace_layers(layers, (image_size, image_size, 3))
-    return [counts.get(kind, lambda value, shape: 0)(value, shape) for _, kind, value, shape in traced]
+    traced = trace_layers(parse_specs(layers, LAYERS, "layers"), (image_size, image_size, 3))
+    return [_parameters(layer, shape, classes) for _, layer, shape in traced]
+
+
+def _parameters(layer, shape, classes):
+    "Return the number of parameters of a layer that reads a shape."
+    match layer:
+        case Conv(filters):
+            return (9 * shape[-1] + 1) * filters
+        case Dense(units):
+            return (shape[0] + 1) * units
+        case Scores():
+            return (shape[0] + 1) * classes
+        case BatchNorm():
+            return 4 * shape[-1]
+    return 0
 
 
 def fitting_sizes(

@@ -6,79 +6,81 @@
 from __future__ import annotations
 import contextlib
 import logging
+import math
 import os
-import re
 from collections import OrderedDict
+from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from .config import BatchNorm, Conv, Dense, Dropout, Flatten, GlobalAverage, Layer, Pool
 
 # %% auto #0
-__all__ = ['LAYER_KINDS', 'CNNS', 'HEADS', 'parse_layer', 'next_shape', 'trace_layers', 'glorot', 'torch_layer', 'build_cnn',
+__all__ = ['CNNS', 'HEADS', 'Scores', 'next_shape', 'name_layers', 'trace_layers', 'glorot', 'torch_layer', 'build_cnn',
            'layer_table', 'dense_head', 'load_keras', 'keras_layer', 'build_keras_cnn', 'keras_dense_head', 'to_keras',
            'to_torch']
 
-# %% ../nbs/02_baselines.ipynb #b1aa6b24
-LAYER_KINDS = {"conv": r"[1-9]\d*", "dense": r"[1-9]\d*", "dropout": r"0?\.\d+|0", "pool": "", "flatten": "", "global average": "", "batch norm": ""}
-
-def parse_layer(
-    text: str,  # e.g. "conv 32", "dropout 0.3", "pool"
-) -> tuple[str, int | float | None]:  # kind, and its number where it has one
-    "Read the text of one layer. Raises `ValueError` with the kinds there are."
-    kind, number = re.fullmatch(r"(.*?)(?: ([\d.]+))?", str(text)).groups(default="")
-    if kind not in LAYER_KINDS or not re.fullmatch(LAYER_KINDS[kind], number):
-        raise ValueError(f"no layer {text!r}: write 'conv FILTERS', 'pool', 'flatten', 'global average', 'dense UNITS', "
-                         "'dropout RATE' (0 up to 1) or 'batch norm'")
-    return kind, float(number) if kind == "dropout" else int(number) if number else None
-
 # %% ../nbs/02_baselines.ipynb #4a057540
 CNNS = {
-    "baseline_cnn": ("conv 32", "pool", "conv 64", "pool", "flatten", "dense 128"),
-    "dropout_cnn": ("conv 32", "pool", "conv 64", "pool", "dropout 0.3", "flatten", "dense 256", "dropout 0.5"),
-    "three_block_cnn": ("conv 32", "pool", "conv 64", "pool", "conv 128", "pool", "flatten", "dense 128", "dropout 0.5"),
-    "small_image_cnn": ("batch norm", "conv 32", "pool", "batch norm", "conv 64", "batch norm", "conv 128", "pool",
-                        "batch norm", "conv 256", "batch norm", "global average", "dense 1024", "dense 1024"),
+    "baseline_cnn": (Conv(32), Pool(), Conv(64), Pool(), Flatten(), Dense(128)),
+    "dropout_cnn": (Conv(32), Pool(), Conv(64), Pool(), Dropout(.3), Flatten(), Dense(256), Dropout(.5)),
+    "three_block_cnn": (Conv(32), Pool(), Conv(64), Pool(), Conv(128), Pool(), Flatten(), Dense(128), Dropout(.5)),
+    "small_image_cnn": (
+        BatchNorm(), Conv(32), Pool(), BatchNorm(), Conv(64), BatchNorm(), Conv(128), Pool(),
+        BatchNorm(), Conv(256), BatchNorm(), GlobalAverage(), Dense(1024), Dense(1024)),
 }
 
 # %% ../nbs/02_baselines.ipynb #8df2bc30
+@dataclass(frozen=True)
+class Scores(Layer, spec="scores"):
+    "The last layer: one score for each class. It is added when a network is built."
+
+def _smaller(layer, shape, change):
+    "Return the shape after a layer that changes the sides of an image."
+    height, width = map(change, shape[:2])
+    if min(height, width) >= 1: return height, width
+    raise ValueError(f"'{layer}' cannot follow: only {shape[0]}x{shape[1]} pixels are left. Use larger images or fewer layers")
+
 def next_shape(
-    kind: str,  # as `parse_layer` gives it
-    value: int | float | None,  # the layer's number
-    shape: tuple[int, ...],  # (height, width, channels), or (numbers,) once the image is a row
+    layer: Layer,
+    shape: tuple[int, ...],  # (height, width, channels), or (features,) once the image is a row
 ) -> tuple[int, ...]:  # the shape after the layer
-    "The shape a layer makes of a shape. Raises `ValueError` where they do not fit."
-    if kind in ("dropout", "batch norm"): return shape
-    if kind == "dense":
-        if len(shape) == 1: return (value,)
-        raise ValueError(f"'dense' needs a row of numbers, not {shape}: put 'flatten' or 'global average' before it")
-    if len(shape) != 3: raise ValueError(f"{kind!r} needs an image, not a row of {shape[0]} numbers")
-    height, width, channels = shape
-    if kind == "flatten": return (height * width * channels,)
-    if kind == "global average": return (channels,)
-    height, width, channels = (height - 2, width - 2, value) if kind == "conv" else (height // 2, width // 2, channels)
-    if min(height, width) < 1: raise ValueError(f"{kind!r} cannot follow: only {shape[0]}x{shape[1]} pixels are left. Use larger images or fewer layers")
-    return height, width, channels
+    "Return the shape that a layer makes of a shape. Raises `ValueError` where they do not fit."
+    if isinstance(layer, (Conv, Pool, Flatten, GlobalAverage)) and len(shape) != 3:
+        raise ValueError(f"'{layer}' needs an image, not a row of {shape[0]} features")
+    match layer:
+        case Conv(filters): return *_smaller(layer, shape, lambda side: side - 2), filters
+        case Pool(): return *_smaller(layer, shape, lambda side: side // 2), shape[2]
+        case Flatten(): return (math.prod(shape),)
+        case GlobalAverage(): return (shape[2],)
+        case Dense() if len(shape) != 1: raise ValueError(f"'{layer}' needs a row of features, not {shape}: put 'flatten' or 'global average' before it")
+        case Dense(units): return (units,)
+    return shape
+
+def name_layers(
+    layers: tuple[Layer, ...],
+) -> list[str]:  # e.g. conv_1, pool_1, conv_2
+    "Return a name for each layer: its kind and a number."
+    kinds = [layer.spec_name.replace(" ", "_") for layer in layers]
+    return [f"{kind}_{kinds[:position + 1].count(kind)}" for position, kind in enumerate(kinds)]
 
 def trace_layers(
-    layers: tuple[str, ...],  # texts of layers
-    shape: tuple[int, ...],  # of the input: (height, width, channels) or (numbers,)
-) -> list[tuple[str, str, int | float | None, tuple[int, ...]]]:  # a name, kind, number and input shape for each layer; then those of the class scores
-    "Name the layers and follow the shape. Raises `ValueError` naming the layer that is wrong."
-    if isinstance(layers, str): raise ValueError(f"layers must be a list of texts such as ('dense 128',), not the text {layers!r}")
-    traced, counts = [], {}
-    for text in layers:
-        kind, value = parse_layer(text)
-        counts[kind] = counts.get(kind, 0) + 1
-        traced.append((f"{kind.replace(' ', '_')}_{counts[kind]}", kind, value, shape))
-        try: shape = next_shape(kind, value, shape)
-        except ValueError as error: raise ValueError(f"layer {len(traced)} of {', '.join(layers)}: {error}") from None
-    if len(shape) != 1: raise ValueError(f"{', '.join(layers)} ends with {shape}, not with a row of numbers: add 'flatten' or 'global average'")
-    return [*traced, ("scores", "scores", None, shape)]
+    layers: tuple[Layer, ...],
+    shape: tuple[int, ...],  # of the input: (height, width, channels) or (features,)
+) -> list[tuple[str, Layer, tuple[int, ...]]]:  # name, layer and input shape of each
+    "Follow the shape through the layers; last come the class scores. Raises `ValueError` naming the layer that does not fit."
+    traced, written = [], ", ".join(map(str, layers))
+    for name, layer in zip(name_layers(layers), layers):
+        traced.append((name, layer, shape))
+        try: shape = next_shape(layer, shape)
+        except ValueError as error: raise ValueError(f"layer {len(traced)} of {written}: {error}") from None
+    if len(shape) == 1: return [*traced, ("scores", Scores(), shape)]
+    raise ValueError(f"{written} ends with {shape}, not with a row of features: add 'flatten' or 'global average'")
 
 # %% ../nbs/02_baselines.ipynb #1a55a449
 def glorot(
-    layer: nn.Module,  # a convolution or linear layer
+    layer: nn.Module,  # a convolution or fully connected layer
 ) -> nn.Module:  # the same layer
     "Start a layer as Keras does: Glorot-uniform weights (Glorot and Bengio 2010), biases of zero."
     nn.init.xavier_uniform_(layer.weight)
@@ -86,32 +88,34 @@ def glorot(
     return layer
 
 def torch_layer(
-    kind: str,  # as `parse_layer` gives it, or "scores"
-    value: int | float | None,  # the layer's number
+    layer: Layer,
     shape: tuple[int, ...],  # of its input
     classes: int,  # number of class scores
 ) -> nn.Module:
-    "One layer in torch."
-    match kind:
-        case "conv": return nn.Sequential(glorot(nn.Conv2d(shape[-1], value, 3)), nn.ReLU())
-        case "pool": return nn.MaxPool2d(2)
-        case "flatten": return nn.Flatten()
-        case "global average": return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        case "dense": return nn.Sequential(glorot(nn.Linear(shape[0], value)), nn.ReLU())
-        case "dropout": return nn.Dropout(value)
-        case "batch norm": return (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[-1])
-        case "scores": return glorot(nn.Linear(shape[0], classes))
+    "Return a layer in torch."
+    match layer:
+        case Conv(filters): return nn.Sequential(glorot(nn.Conv2d(shape[-1], filters, 3)), nn.ReLU())
+        case Pool(): return nn.MaxPool2d(2)
+        case Flatten(): return nn.Flatten()
+        case GlobalAverage(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        case Dense(units): return nn.Sequential(glorot(nn.Linear(shape[0], units)), nn.ReLU())
+        case Dropout(rate): return nn.Dropout(rate)
+        case BatchNorm(): return (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[-1])
+        case Scores(): return glorot(nn.Linear(shape[0], classes))
+    raise TypeError(f"{layer!r} is no layer")
 
 # %% ../nbs/02_baselines.ipynb #8e7560bb
 def _torch_layers(layers, shape, classes):
-    return nn.Sequential(OrderedDict((name, torch_layer(kind, value, at, classes)) for name, kind, value, at in trace_layers(layers, shape)))
+    "Return the layers in torch, one after the other, and the class scores."
+    traced = trace_layers(layers, shape)
+    return nn.Sequential(OrderedDict((name, torch_layer(layer, at, classes)) for name, layer, at in traced))
 
 def build_cnn(
-    layers: tuple[str, ...],  # texts of layers, e.g. CNNS["baseline_cnn"]
+    layers: tuple[Layer, ...],  # e.g. CNNS["baseline_cnn"]
     image_size: int,  # side of the square images (pixels)
     classes: int,  # number of classes
 ) -> nn.Sequential:  # float32 (n, 3, image_size, image_size) in [0, 1] -> logits (n, classes)
-    "A convolutional network in torch. Raises `ValueError` for a wrong layer or too small images."
+    "Return a convolutional network in torch. Raises `ValueError` for layers that do not fit, or too small images."
     return _torch_layers(layers, (image_size, image_size, 3), classes)
 
 # %% ../nbs/02_baselines.ipynb #5c0f9b1c
@@ -155,20 +159,20 @@ def layer_table(
 # %% ../nbs/02_baselines.ipynb #4acd03c4
 def dense_head(
     inputs: int,  # number of features that the backbone gives
-    layers: tuple[str, ...],  # texts of layers; () for the class scores alone
+    layers: tuple[Layer, ...],  # as in `Recipe.head`; () for the class scores alone
     classes: int,  # number of classes
 ) -> nn.Sequential:  # float32 (n, inputs) -> logits (n, classes)
-    "New last layers for a backbone, in torch. Raises `ValueError` for a wrong layer."
+    "Return new last layers for a backbone, in torch. Raises `ValueError` for layers that do not fit."
     return _torch_layers(layers, (inputs,), classes)
 
 # %% ../nbs/02_baselines.ipynb #7a907633
 HEADS = {
     "leaves": (),
-    "cactus": ("dense 512", "dropout 0.3", "dense 128"),
-    "nature10": ("dropout 0.5", "dense 128", "dropout 0.3"),
-    "blood_cells": ("dense 256", "dropout 0.3"),
-    "rare_species": ("dense 512", "dropout 0.5", "dropout 0.3"),
-    "rare_species_mobilenet": ("dense 512", "batch norm", "dropout 0.5", "dense 256", "batch norm", "dropout 0.3"),
+    "cactus": (Dense(512), Dropout(.3), Dense(128)),
+    "nature10": (Dropout(.5), Dense(128), Dropout(.3)),
+    "blood_cells": (Dense(256), Dropout(.3)),
+    "rare_species": (Dense(512), Dropout(.5), Dropout(.3)),
+    "rare_species_mobilenet": (Dense(512), BatchNorm(), Dropout(.5), Dense(256), BatchNorm(), Dropout(.3)),
 }
 
 # %% ../nbs/02_baselines.ipynb #6d51ef8c
@@ -195,41 +199,43 @@ def load_keras():  # the module keras
 
 def keras_layer(
     name: str,  # the layer's name
-    kind: str,  # as `parse_layer` gives it, or "scores"
-    value: int | float | None,  # the layer's number
+    layer: Layer,
     classes: int,  # number of class scores
 ) -> "keras.layers.Layer":
-    "One layer in Keras. Batch normalization has torch's constants: Keras's own remember ten times longer."
+    "Return a layer in Keras. Batch normalization has torch's constants: Keras's own remember ten times longer."
     layers = load_keras().layers
-    match kind:
-        case "conv": return layers.Conv2D(value, 3, activation="relu", name=name)
-        case "pool": return layers.MaxPooling2D(2, name=name)
-        case "flatten": return layers.Flatten(name=name)
-        case "global average": return layers.GlobalAveragePooling2D(name=name)
-        case "dense": return layers.Dense(value, activation="relu", name=name)
-        case "dropout": return layers.Dropout(value, name=name)
-        case "batch norm": return layers.BatchNormalization(momentum=.9, epsilon=1e-5, name=name)
-        case "scores": return layers.Dense(classes, name=name)
+    match layer:
+        case Conv(filters): return layers.Conv2D(filters, 3, activation="relu", name=name)
+        case Pool(): return layers.MaxPooling2D(2, name=name)
+        case Flatten(): return layers.Flatten(name=name)
+        case GlobalAverage(): return layers.GlobalAveragePooling2D(name=name)
+        case Dense(units): return layers.Dense(units, activation="relu", name=name)
+        case Dropout(rate): return layers.Dropout(rate, name=name)
+        case BatchNorm(): return layers.BatchNormalization(momentum=.9, epsilon=1e-5, name=name)
+        case Scores(): return layers.Dense(classes, name=name)
+    raise TypeError(f"{layer!r} is no layer")
 
 # %% ../nbs/02_baselines.ipynb #32fde04f
 def _keras_layers(layers, shape, classes):
+    "Return the layers in Keras, one after the other, and the class scores."
     keras = load_keras()
-    return keras.Sequential([keras.Input(shape), *(keras_layer(name, kind, value, classes) for name, kind, value, _ in trace_layers(layers, shape))])
+    built = [keras_layer(name, layer, classes) for name, layer, _ in trace_layers(layers, shape)]
+    return keras.Sequential([keras.Input(shape), *built])
 
 def build_keras_cnn(
-    layers: tuple[str, ...],  # texts of layers, e.g. CNNS["baseline_cnn"]
+    layers: tuple[Layer, ...],  # e.g. CNNS["baseline_cnn"]
     image_size: int,  # side of the square images (pixels)
     classes: int,  # number of classes
 ) -> "keras.Sequential":  # float32 (n, image_size, image_size, 3) in [0, 1] -> logits (n, classes)
-    "A convolutional network in Keras. Raises `ValueError` for a wrong layer or too small images."
+    "Return a convolutional network in Keras. Raises `ValueError` for layers that do not fit, or too small images."
     return _keras_layers(layers, (image_size, image_size, 3), classes)
 
 def keras_dense_head(
     inputs: int,  # number of features that the backbone gives
-    layers: tuple[str, ...],  # texts of layers; () for the class scores alone
+    layers: tuple[Layer, ...],  # as in `Recipe.head`; () for the class scores alone
     classes: int,  # number of classes
 ) -> "keras.Sequential":  # float32 (n, inputs) -> logits (n, classes)
-    "New last layers for a backbone, in Keras. Raises `ValueError` for a wrong layer."
+    "Return new last layers for a backbone, in Keras. Raises `ValueError` for layers that do not fit."
     return _keras_layers(layers, (inputs,), classes)
 
 # %% ../nbs/02_baselines.ipynb #462eebbb

@@ -262,7 +262,8 @@ def audit_command(options):
 def train_command(options):
     "`course-ml train`: train a named recipe, say where its run is and how well it does."
     from course_ml.crossval import compare_predictions
-    from course_ml.recipes import named_recipe, read_changes
+    from course_ml.config import read_changes
+    from course_ml.recipes import named_recipe
     from course_ml.experiment import train_recipe
     try:
         recipe = named_recipe(options.name, **read_changes(options.changes))

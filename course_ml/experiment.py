@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from .config import Recipe
+from .config import HeadOnly, Recipe
 from .data import Dataset, Split
 from .predictions import Predictions
-from .transforms import recipe_images
+from .transforms import prepare_images
 from .runs import Run, weights_hash
 from .training import predict, to_batch
 from .transfer import build_model
@@ -38,7 +38,7 @@ def train_recipe(
         return fit_keras(build_keras_model(recipe, len(dataset.classes)), recipe, dataset, split, fold, folder, callback)
     category = category_columns(dataset, recipe)
     model = build_model(recipe, len(dataset.classes), category.shape[1])
-    cached = recipe.freeze == "backbone" and not (recipe.augment or recipe.mixup or recipe.cutmix)
+    cached = recipe.freeze == HeadOnly() and not (recipe.augment or recipe.mixup or recipe.cutmix)
     if recipe.metadata and not cached: raise ValueError(f"metadata: {recipe.metadata!r} goes into a head on frozen features; set freeze='backbone', without augment, mixup and cutmix")
     if not cached: return fit(model, recipe, dataset, split, fold, folder, workers=workers, callback=callback, weights=model.info)
     features = np.concatenate([frozen_features(model, dataset, recipe), category], axis=1)
@@ -89,7 +89,7 @@ def predict_images(
     "What a run's model says of some images: the mean over several views. Raises `ValueError` for an unknown view."
     if unknown := [view for view in tta if view not in TTA]: raise ValueError(f"there is no view {unknown[0]!r}; choose from {', '.join(TTA)}")
     probabilities, device = _probabilities_of(run, len(dataset.classes))
-    images, parts = recipe_images(dataset, run.recipe), []
+    images, parts = prepare_images(dataset, run.recipe.image_size, run.recipe.resize, run.recipe.preprocess), []
     with torch.no_grad():
         for batch in np.array_split(rows, range(batch_size, len(rows), batch_size)):
             inputs = to_batch(images, batch, device)

@@ -11,7 +11,7 @@ from .provenance import atomic_path, cache_folder, content_hash
 from .runtime import Progress
 from .config import Recipe
 from .data import Dataset
-from .transforms import recipe_images
+from .transforms import prepare_images
 from .runs import weights_hash
 from .training import to_batch
 from .transfer import FROZEN_BATCH, TransferModel
@@ -34,7 +34,7 @@ def frozen_features(
     _, first = np.unique(dataset.digests, return_index=True)
     missing = [row for row in np.sort(first) if dataset.digests[row] not in row_of]
     if missing:
-        computed = _compute_features(model, recipe_images(dataset, recipe), np.array(missing))
+        computed = _compute_features(model, prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess), np.array(missing))
         row_of |= {dataset.digests[row]: len(row_of) + i for i, row in enumerate(missing)}
         digests = np.frombuffer("".join(row_of).encode(), "uint8").reshape(-1, 32)
         known = {"digests": digests.copy(), "features": np.concatenate([known["features"].reshape(-1, computed.shape[1]), computed])}

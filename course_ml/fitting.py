@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from .provenance import atomic_path, derive_seed, read_json, write_json
 from .runtime import choose_device, Progress, set_seed
-from .config import Recipe
+from .config import HeadFirst, Recipe, Unfreeze
 from .data import Dataset, Split
 from .predictions import Predictions
-from .transforms import recipe_images
+from .transforms import prepare_images
 from .speed import Choice, layout_of, probe_speed
 from .runs import Run, run_folder, weights_hash
 from course_ml.training import (
@@ -153,7 +153,7 @@ def fit(
     if recipe.framework != "torch": raise ValueError("this recipe is for Keras: use keras_training.fit_keras")
     split.matches(dataset)
     process = this_process()
-    if process.num_processes > 1 and recipe.freeze.startswith(("head first", "staged")): raise ValueError(f"freeze: {recipe.freeze!r} changes what learns from epoch to epoch, which needs a single process")
+    if process.num_processes > 1 and isinstance(recipe.freeze, (HeadFirst, Unfreeze)): raise ValueError(f"freeze: '{recipe.freeze}' changes what learns from epoch to epoch, which needs a single process")
     start = {"start": weights_hash(model), "data": dataset.fingerprint, "split": split.hash, "fold": fold, **info}
     if process.num_processes > 1: start["processes"] = process.num_processes
     choice = _choose(model, recipe, inputs, folder)
@@ -161,7 +161,7 @@ def fit(
     run = Run(Path(folder) if folder else run_folder("torch", recipe, start))
     with process.main_process_first():
         if process.is_main_process: run.start(recipe, **start)
-        inputs = recipe_images(dataset, recipe) if inputs is None else inputs
+        inputs = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess) if inputs is None else inputs
     if not run.finished: _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback)
     process.wait_for_everyone()
     return load_run(run, model, inputs)
@@ -244,8 +244,8 @@ def find_learning_rate(
 ) -> pd.DataFrame:  # columns learning rate, loss (smoothed)
     "The loss at learning rates that rise from batch to batch; ends where the loss is four times its lowest."
     train, rates, smoothed, rows = split.rows("train", fold), np.geomspace(lowest, highest, steps), None, []
-    state = Training(copy.deepcopy(model), recipe.replace(schedule="constant", warmup_epochs=0, grad_accum_steps=1), dataset.labels[train], len(dataset.classes), steps)
-    batches = Batches(recipe_images(dataset, recipe), dataset.labels, len(dataset.classes), recipe)
+    state = Training(copy.deepcopy(model), recipe.replace(schedule="constant", warmup_epochs=0, min_lr=0, grad_accum_steps=1), dataset.labels[train], len(dataset.classes), steps)
+    batches = Batches(prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess), dataset.labels, len(dataset.classes), recipe)
     for number, rate in enumerate(rates):
         for group in state.optimizer.param_groups: group["lr"] = rate
         state.model.train()

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from .data import Dataset
 from .predictions import Predictions
-from .transforms import recipe_images
+from .transforms import prepare_images
 from .runs import Run
 from .training import to_batch
 from .transfer import TransferModel
@@ -77,7 +77,9 @@ def grad_cam(
     model = load_model(run, len(dataset.classes)).eval()
     if isinstance(model, TransferModel):
         model.unfreeze(len(model.blocks()))  # a frozen backbone has no gradients
-    images = to_batch(recipe_images(dataset, run.recipe), rows, next(model.parameters()).device)
+    recipe = run.recipe
+    prepared = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
+    images = to_batch(prepared, rows, next(model.parameters()).device)
     targets = None if labels is None else [ClassifierOutputTarget(int(label)) for label in labels]
     with GradCAM(model, [last_feature_map(model, images)]) as camera:
         return camera(images, targets)

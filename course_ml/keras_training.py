@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from .provenance import content_hash, derive_seed, file_digest, read_json, write_json
 from .runtime import Progress
-from .config import Recipe
+from .config import Augmentation, Brightness, ColorJitter, Crop, Erase, Flip, RandomAugment, Recipe, Rotation, TrainAll, VerticalFlip, Zoom
 from .data import Dataset, Split
 from .predictions import Predictions
-from .transforms import CROP_RATIO, mix_batch, read_augmentation, recipe_images
+from .transforms import CROP_RATIO, mix_batch, prepare_images
 from .baselines import build_keras_cnn, CNNS, keras_dense_head, load_keras
 from .runs import Run, run_folder
 from .training import class_weights, epoch_batches, rate_factor
@@ -25,8 +25,8 @@ from .fitting import CHECKPOINT_SECONDS
 
 # %% auto #0
 __all__ = ['keras', 'HISTORY', 'keras_application', 'build_keras_model', 'augmentation_layer', 'crop_keras', 'augment_keras',
-           'Batches', 'compile_keras', 'refuse_for_keras', 'KerasRate', 'Watch', 'BeginEpoch', 'Checkpoint',
-           'predict_keras', 'weights_used', 'fit_keras']
+           'Batches', 'compile_keras', 'KerasRate', 'Watch', 'BeginEpoch', 'Checkpoint', 'predict_keras',
+           'weights_used', 'fit_keras']
 
 # %% ../nbs/02b_keras.ipynb #aad613a7
 keras = load_keras()
@@ -62,13 +62,12 @@ def build_keras_model(
     "The model of a recipe, started from its seed. Raises `ValueError` for a backbone, head or weights that Keras does not have."
     keras.utils.set_random_seed(recipe.seed)
     if recipe.backbone in CNNS:
-        if recipe.weights != "none" or recipe.freeze != "none": raise ValueError(f"{recipe.backbone} starts at random: weights and freeze must be 'none'")
         return _penalized(build_keras_cnn(CNNS[recipe.backbone] + recipe.head, recipe.image_size, classes), recipe)
     if not recipe.backbone.startswith("keras:"): raise ValueError(f"backbone must be one of {', '.join(CNNS)} or 'keras:NAME', not {recipe.backbone!r}")
     build, prepare = keras_application(recipe.backbone.removeprefix("keras:"))
     shape = (recipe.image_size, recipe.image_size, 3)
     backbone = build(include_top=False, weights=_imagenet_or_file(recipe.weights), input_shape=shape, pooling="avg")
-    backbone.trainable = recipe.freeze == "none"
+    backbone.trainable = recipe.freeze == TrainAll()
     inputs = keras.Input(shape)
     prepared = prepare(keras.layers.Rescaling(255.0)(inputs))
     x = backbone(prepared, training=None if backbone.trainable else False)
@@ -77,24 +76,23 @@ def build_keras_model(
 
 # %% ../nbs/02b_keras.ipynb #4d04b93e
 def augmentation_layer(
-    name: str,  # as `read_augmentation` gives it
-    numbers: list[float],
+    step: Augmentation,  # any but Crop and TrivialAugment
     seed: int,
 ) -> keras.layers.Layer:  # images from 0 to 1 -> the same
     "Keras's layer for a step. Raises `ValueError` for one that Keras has not."
-    amount, in_unit = numbers[0] if numbers else None, {"value_range": (0, 1), "seed": seed}
-    match name:
-        case "flip": return keras.layers.RandomFlip("horizontal", seed=seed)
-        case "vertical flip": return keras.layers.RandomFlip("vertical", seed=seed)
-        case "rotation": return keras.layers.RandomRotation(amount / 360, seed=seed)
-        case "zoom": return keras.layers.RandomZoom(amount, seed=seed)
-        case "brightness": return keras.layers.RandomBrightness(amount, **in_unit)
-        case "color":
+    in_unit = {"value_range": (0, 1), "seed": seed}
+    match step:
+        case Flip(): return keras.layers.RandomFlip("horizontal", seed=seed)
+        case VerticalFlip(): return keras.layers.RandomFlip("vertical", seed=seed)
+        case Rotation(degrees): return keras.layers.RandomRotation(degrees / 360, seed=seed)
+        case Zoom(amount): return keras.layers.RandomZoom(amount, seed=seed)
+        case Brightness(amount): return keras.layers.RandomBrightness(amount, **in_unit)
+        case ColorJitter(amount):
             saturation = (1 - amount) / (2 - amount), (1 + amount) / (2 + amount)
             return keras.layers.RandomColorJitter(brightness_factor=amount, contrast_factor=(amount, amount), saturation_factor=saturation, hue_factor=amount / 2, **in_unit)
-        case "random augment": return keras.layers.RandAugment(num_ops=int(amount), factor=numbers[1] / 30, **in_unit)
-        case "erase": return keras.layers.RandomErasing((amount, amount), fill_value=0.0, **in_unit)
-    raise ValueError(f"augment: Keras has no {name!r}; leave it out, or use framework 'torch'")
+        case RandomAugment(operations, magnitude): return keras.layers.RandAugment(num_ops=operations, factor=magnitude / 30, **in_unit)
+        case Erase(amount): return keras.layers.RandomErasing((amount, amount), fill_value=0.0, **in_unit)
+    raise ValueError(f"augment: Keras has no '{step}'; leave it out, or use framework 'torch'")
 
 # %% ../nbs/02b_keras.ipynb #c6aa022e
 def crop_keras(
@@ -114,15 +112,14 @@ def crop_keras(
 # %% ../nbs/02b_keras.ipynb #8836426b
 def augment_keras(
     images: np.ndarray,  # (n, size, size, 3) float32 in [0, 1]
-    augment: tuple[str, ...],  # as in `Recipe.augment`, done in this order
+    augment: tuple[Augmentation, ...],  # as in `Recipe.augment`, done in this order
     seed: int,  # of this batch
 ) -> np.ndarray:  # the same shape, in [0, 1]
     "Change each image at random, with Keras's layers. Raises `ValueError` for a wrong step, or one that Keras has not."
-    for text in augment:
-        name, numbers = read_augmentation(text)
-        own_seed = derive_seed(seed, name)
-        if name == "crop": images = crop_keras(images, *numbers, own_seed)
-        else: images = augmentation_layer(name, numbers, own_seed)(images, training=True)
+    for step in augment:
+        own_seed = derive_seed(seed, step.spec_name)
+        if isinstance(step, Crop): images = crop_keras(images, step.smallest, own_seed)
+        else: images = augmentation_layer(step, own_seed)(images, training=True)
     return np.asarray(images).clip(0, 1)
 
 # %% ../nbs/02b_keras.ipynb #a2caf355
@@ -162,7 +159,7 @@ class Batches(keras.utils.PyDataset):
     def mix(self, images, rows, seed):
         "Mixup and CutMix as the torch loop has them."
         channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
-        mixed, targets = mix_batch(channels_first, torch.from_numpy(self.labels[rows]), len(self.weights), self.recipe.replace(label_smoothing=0.0), seed)
+        mixed, targets = mix_batch(channels_first, torch.from_numpy(self.labels[rows]), len(self.weights), self.recipe.mixup, self.recipe.cutmix, seed)
         return mixed.permute(0, 2, 3, 1).numpy(), targets.numpy()
 
 # %% ../nbs/02b_keras.ipynb #40c81f91
@@ -171,8 +168,7 @@ def compile_keras(
     recipe: Recipe,  # optimizer, learning_rate, schedule, weight_decay, clip_norm, accumulate, label_smoothing, focal_gamma
     steps: int,  # batches an epoch
 ):
-    "Give a model its optimizer, loss and scores. Raises `ValueError` for what Keras cannot do as torch does."
-    refuse_for_keras(recipe)
+    "Give a model its optimizer, loss and scores."
     options = {"learning_rate": KerasRate(recipe, steps) if recipe.schedule == "cosine" or recipe.warmup_epochs else recipe.learning_rate,
                "global_clipnorm": recipe.max_grad_norm or None, "gradient_accumulation_steps": recipe.grad_accum_steps if recipe.grad_accum_steps > 1 else None}
     match recipe.optimizer:
@@ -183,21 +179,6 @@ def compile_keras(
     loss = keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=recipe.focal_gamma, from_logits=True) if recipe.focal_gamma else \
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy", keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy")])
-
-def refuse_for_keras(
-    recipe: Recipe,
-):
-    "Raises `ValueError` naming the first field with which Keras cannot do what torch does."
-    plain = Recipe(framework="keras")
-    for name in ("average", "layer_decay", "metadata", "min_lr", "compiled"):
-        if getattr(recipe, name) != getattr(plain, name): raise ValueError(f"{name}: only the torch part has it; leave it at {getattr(plain, name)!r}, or use framework 'torch'")
-    if recipe.precision != "fp32": raise ValueError(f"precision: the Keras part computes in fp32, not {recipe.precision}")
-    if recipe.freeze not in ("none", "backbone"): raise ValueError(f"freeze: the Keras part has 'none' and 'backbone', not {recipe.freeze!r}")
-    if recipe.optimizer == "ranger": raise ValueError("optimizer: Keras has no ranger; use 'adam', 'adamw', 'sgd' or 'lion'")
-    if recipe.schedule == "one-cycle": raise ValueError("schedule: the Keras part has no one-cycle; use 'cosine' with warmup_epochs")
-    if recipe.schedule == "plateau" and recipe.warmup_epochs: raise ValueError("warmup_epochs: the schedule plateau has none; set it to 0")
-    if recipe.weight_decay and recipe.optimizer not in ("adamw", "lion"): raise ValueError(f"weight_decay: Keras has no L2 penalty in {recipe.optimizer}; use optimizer 'adamw'")
-    if recipe.focal_gamma and recipe.label_smoothing: raise ValueError("focal_gamma: Keras's focal loss smooths what it weighs, torch's does not; set label_smoothing to 0")
 
 class KerasRate(keras.optimizers.schedules.LearningRateSchedule):
     "The learning rate of `training.rate_factor` at each optimizer step, as Keras asks for it."
@@ -313,7 +294,7 @@ def fit_keras(
     start = {"start": content_hash(model.get_weights()), "data": dataset.fingerprint, "split": split.hash, "fold": fold, "keras": keras.__version__, **weights_used(recipe), **info}
     run = Run(Path(folder) if folder else run_folder("keras", recipe, start))
     run.start(recipe, **start)
-    images = recipe_images(dataset, recipe)
+    images = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     if not run.finished: _train(run, model, recipe, dataset, split, fold, images, callback)
     model.load_weights(run.folder / "best.weights.h5")
     return Run(run.folder, model, images)

@@ -4,14 +4,13 @@
 
 # %% ../nbs/library/recipes.ipynb #3f065206
 from __future__ import annotations
-import contextlib
-import dataclasses
 import math
+from functools import partial
 import numpy as np
 import pandas as pd
 import torch
 from .runtime import did_you_mean
-from .config import Recipe
+from .config import Flip, HeadOnly, Recipe, TrainAll, Unfreeze
 from .data import Dataset, Split
 from .transforms import AUGMENTATION_SETS
 from .baselines import HEADS
@@ -20,159 +19,171 @@ from .experiment import train_recipe
 from .architectures import count_multiply_adds
 
 # %% auto #0
-__all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'read_changes', 'count_parameters', 'recipe_table',
-           'smoke_run']
+__all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'count_parameters', 'recipe_table', 'smoke_run']
 
 # %% ../nbs/library/recipes.ipynb #d86d3486
 STUDIES = {"leaves": 176, "cactus": 2, "nature10": 10, "blood": 8, "rare": 202}  # the first word of a recipe's name -> number of classes
 
 # %% ../nbs/library/recipes.ipynb #8060b4c6
-_leaves = Recipe(weights="hub", image_size=512, augment=AUGMENTATION_SETS["leaves"],  # silent: how much color
-                 label_smoothing=.1, optimizer="adamw", weight_decay=.01, schedule="cosine", min_lr=1e-6, max_grad_norm=1.0,  # silent: decay, lowest rate, norm
-                 epochs=25, precision="bf16")  # 20 to 25 epochs
+_leaves = partial(
+    Recipe, weights="hub", image_size=512, augment=AUGMENTATION_SETS["leaves"],  # silent: how much color
+    label_smoothing=.1, optimizer="adamw", weight_decay=.01,  # silent: weight decay
+    schedule="cosine", min_lr=1e-6, max_grad_norm=1.0,  # silent: lowest rate, largest norm
+    epochs=25, precision="bf16")  # 20 to 25 epochs
 _leaves_recipes = {
-    "leaves_efficientnet_b4": _leaves.replace(backbone="tf_efficientnet_b4.ns_jft_in1k", image_size=380, mixup=.2, cutmix=.1, label_smoothing=0.0,
-                                              learning_rate=1e-3, batch_size=16, ema_decay=.999),  # silent: label smoothing, decay of the average
-    "leaves_resnet50d": _leaves.replace(backbone="resnet50d.ra2_in1k", learning_rate=3e-4, batch_size=32),
-    "leaves_resnet200d": _leaves.replace(backbone="resnet200d.ra2_in1k", learning_rate=2e-4, batch_size=8, ema_decay=.999),
+    "leaves_efficientnet_b4": _leaves(
+        backbone="tf_efficientnet_b4.ns_jft_in1k", image_size=380, mixup=.2, cutmix=.1,
+        label_smoothing=0.0, learning_rate=1e-3, batch_size=16, ema_decay=.999),  # silent: label smoothing, EMA decay
+    "leaves_resnet50d": _leaves(backbone="resnet50d.ra2_in1k", learning_rate=3e-4, batch_size=32),
+    "leaves_resnet200d": _leaves(backbone="resnet200d.ra2_in1k", learning_rate=2e-4, batch_size=8, ema_decay=.999),
 }
-LEAVES_FINE_TUNING = {"learning_rate": 5e-5, "epochs": 5, "label_smoothing": .05, "mixup": 0.0, "cutmix": 0.0}  # 3 to 5 epochs
+LEAVES_FINE_TUNING = {
+    "learning_rate": 5e-5, "epochs": 5, "label_smoothing": .05, "mixup": 0.0, "cutmix": 0.0}  # 3 to 5 epochs
 
 # %% ../nbs/library/recipes.ipynb #8081fcba
-_cactus = Recipe(weights="hub", head=HEADS["cactus"], freeze="backbone", image_size=32, class_weights="normalized",  # silent: sizes of the head's layers
-                 learning_rate=5e-4, epochs=500, batch_size=64)  # silent: optimizer, batch
+_cactus = partial(
+    Recipe, weights="hub", head=HEADS["cactus"], freeze=HeadOnly(), image_size=32,  # silent: sizes of the head's layers
+    class_weights="normalized", learning_rate=5e-4, epochs=500, batch_size=64)  # silent: optimizer, batch size
 _cactus_recipes = {
-    "cactus_resnet50": _cactus.replace(backbone="torchvision:resnet50"),
-    "cactus_efficientnet_b0": _cactus.replace(backbone="torchvision:efficientnet_b0"),
-    "cactus_small_image": Recipe(backbone="small_image_cnn", image_size=32, augment=("flip",), optimizer="adamw", learning_rate=3e-3, weight_decay=.02,
-                                 schedule="one-cycle", batch_size=128, epochs=8, precision="auto"),  # ours, not the study's
+    "cactus_resnet50": _cactus(backbone="torchvision:resnet50"),
+    "cactus_efficientnet_b0": _cactus(backbone="torchvision:efficientnet_b0"),
+    "cactus_small_image": Recipe(  # ours, not the study's
+        backbone="small_image_cnn", image_size=32, augment=(Flip(),), optimizer="adamw", learning_rate=3e-3,
+        weight_decay=.02, schedule="one-cycle", batch_size=128, epochs=8, precision="auto"),
 }
 
 # %% ../nbs/library/recipes.ipynb #3b8719db
-_nature10 = Recipe(image_size=160, resize="squash", epochs=20, batch_size=32)  # silent: resize; Adam at its default rate
+_nature10 = partial(
+    Recipe, image_size=160, resize="squash", epochs=20, batch_size=32)  # silent: resize; Adam at its default rate
 _nature10_recipes = {
-    "nature10_model_1": _nature10.replace(backbone="baseline_cnn"),
-    "nature10_model_2": _nature10.replace(backbone="dropout_cnn", augment=AUGMENTATION_SETS["keras"]),
-    "nature10_resnet50": _nature10.replace(backbone="resnet50.tv_in1k", weights="hub", head=HEADS["nature10"], freeze="backbone", image_size=224, learning_rate=1e-4),
+    "nature10_model_1": _nature10(backbone="baseline_cnn"),
+    "nature10_model_2": _nature10(backbone="dropout_cnn", augment=AUGMENTATION_SETS["keras"]),
+    "nature10_resnet50": _nature10(
+        backbone="resnet50.tv_in1k", weights="hub", head=HEADS["nature10"], freeze=HeadOnly(), image_size=224,
+        learning_rate=1e-4),
 }
 
 # %% ../nbs/library/recipes.ipynb #0cfaf0b7
-_blood = Recipe(weights="hub", head=HEADS["blood_cells"], head_l2=1e-4, freeze="staged 3", layer_decay=.8, image_size=96,
-                augment=AUGMENTATION_SETS["heavy"], mixup=.2, cutmix=.2,
-                class_weights="inverse", schedule="plateau", learning_rate=1e-3, epochs=50, batch_size=32, patience=8)  # silent: all numbers but 96
+_blood = partial(  # silent: all numbers but 96
+    Recipe, weights="hub", head=HEADS["blood_cells"], head_l2=1e-4, freeze=Unfreeze(every=3), layer_decay=.8,
+    image_size=96, augment=AUGMENTATION_SETS["heavy"], mixup=.2, cutmix=.2, class_weights="inverse",
+    schedule="plateau", learning_rate=1e-3, epochs=50, batch_size=32, patience=8)
 _blood_recipes = {
-    "blood_mobilenetv3_small": _blood.replace(backbone="tf_mobilenetv3_small_100.in1k"),
-    "blood_efficientnetv2_b3": _blood.replace(backbone="tf_efficientnetv2_b3.in1k", optimizer="adamw", weight_decay=.01),  # also tried: lion, ranger
-    "blood_convnext_xlarge": _blood.replace(backbone="convnext_xlarge.fb_in22k_ft_in1k", optimizer="adamw", weight_decay=.01, learning_rate=1e-4, max_grad_norm=1.0),
+    "blood_mobilenetv3_small": _blood(backbone="tf_mobilenetv3_small_100.in1k"),
+    "blood_efficientnetv2_b3": _blood(  # also tried: lion, ranger
+        backbone="tf_efficientnetv2_b3.in1k", optimizer="adamw", weight_decay=.01),
+    "blood_convnext_xlarge": _blood(
+        backbone="convnext_xlarge.fb_in22k_ft_in1k", optimizer="adamw", weight_decay=.01, learning_rate=1e-4,
+        max_grad_norm=1.0),
 }
 
 # %% ../nbs/library/recipes.ipynb #ded166fe
-_rare = Recipe(weights="hub", image_size=224, resize="squash", augment=AUGMENTATION_SETS["keras"], class_weights="normalized",  # silent: degrees, zoom, resize, definition of the weights
-               schedule="plateau", learning_rate=1e-3, epochs=50, batch_size=32, patience=8)  # silent: all of these numbers
-_rare_frozen = _rare.replace(head=HEADS["rare_species_mobilenet"], freeze="backbone")
-_transformer = _rare.replace(augment=AUGMENTATION_SETS["automatic"], mixup=.2, cutmix=1.0, label_smoothing=.1, optimizer="adamw", weight_decay=.05,  # the study has none: all our choice
-                             learning_rate=3e-4, layer_decay=.75, schedule="cosine", warmup_epochs=3.0, max_grad_norm=1.0, epochs=30, ema_decay=.999)
+_rare = partial(  # silent: all numbers but the size, degrees, zoom, resize, definition of the class weights
+    Recipe, weights="hub", image_size=224, resize="squash", augment=AUGMENTATION_SETS["keras"],
+    class_weights="normalized", schedule="plateau", learning_rate=1e-3, epochs=50, batch_size=32, patience=8)
+_rare_frozen = partial(_rare, head=HEADS["rare_species_mobilenet"], freeze=HeadOnly())
+_transformer = partial(  # the study has none: all our choice
+    _rare, augment=AUGMENTATION_SETS["automatic"], mixup=.2, cutmix=1.0, label_smoothing=.1, optimizer="adamw",
+    weight_decay=.05, learning_rate=3e-4, layer_decay=.75, schedule="cosine", warmup_epochs=3.0, max_grad_norm=1.0,
+    epochs=30, ema_decay=.999)
 _rare_recipes = {
-    "rare_three_block_cnn": _rare.replace(backbone="three_block_cnn", weights="none"),
-    "rare_efficientnet_b0": _rare.replace(backbone="tf_efficientnet_b0.aa_in1k", head=HEADS["rare_species"], learning_rate=1e-4),
-    "rare_mobilenetv2": _rare_frozen.replace(backbone="mobilenetv2_100.ra_in1k"),
-    "rare_resnet50": _rare_frozen.replace(backbone="resnet50.tv_in1k"),
-    "rare_densenet121": _rare_frozen.replace(backbone="densenet121.tv_in1k"),
-    "rare_vgg16": _rare_frozen.replace(backbone="vgg16.tv_in1k"),
-    "rare_vision_transformer": _transformer.replace(backbone="vit_small_patch16_224.augreg_in21k_ft_in1k"),
-    "rare_swin": _transformer.replace(backbone="swin_tiny_patch4_window7_224.ms_in1k"),
+    "rare_three_block_cnn": _rare(backbone="three_block_cnn", weights="none"),
+    "rare_efficientnet_b0": _rare(
+        backbone="tf_efficientnet_b0.aa_in1k", head=HEADS["rare_species"], learning_rate=1e-4),
+    "rare_mobilenetv2": _rare_frozen(backbone="mobilenetv2_100.ra_in1k"),
+    "rare_resnet50": _rare_frozen(backbone="resnet50.tv_in1k"),
+    "rare_densenet121": _rare_frozen(backbone="densenet121.tv_in1k"),
+    "rare_vgg16": _rare_frozen(backbone="vgg16.tv_in1k"),
+    "rare_vision_transformer": _transformer(backbone="vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    "rare_swin": _transformer(backbone="swin_tiny_patch4_window7_224.ms_in1k"),
 }
 
 # %% ../nbs/library/recipes.ipynb #d26e07ce
 _keras_backbones = {
     "nature10_model_1": "baseline_cnn", "nature10_model_2": "dropout_cnn", "nature10_resnet50": "keras:ResNet50",
-    "blood_mobilenetv3_small": "keras:MobileNetV3Small", "blood_efficientnetv2_b3": "keras:EfficientNetV2B3", "blood_convnext_xlarge": "keras:ConvNeXtXLarge",
-    "rare_three_block_cnn": "three_block_cnn", "rare_efficientnet_b0": "keras:EfficientNetB0", "rare_mobilenetv2": "keras:MobileNetV2",
-    "rare_resnet50": "keras:ResNet50", "rare_densenet121": "keras:DenseNet121", "rare_vgg16": "keras:VGG16",
+    "blood_mobilenetv3_small": "keras:MobileNetV3Small", "blood_efficientnetv2_b3": "keras:EfficientNetV2B3",
+    "blood_convnext_xlarge": "keras:ConvNeXtXLarge",
+    "rare_three_block_cnn": "three_block_cnn", "rare_efficientnet_b0": "keras:EfficientNetB0",
+    "rare_mobilenetv2": "keras:MobileNetV2", "rare_resnet50": "keras:ResNet50",
+    "rare_densenet121": "keras:DenseNet121", "rare_vgg16": "keras:VGG16",
 }
 
 def _for_keras(recipe, backbone):
-    "A recipe of torch as Keras can train it."
-    staged = recipe.freeze.startswith("staged")
-    return recipe.replace(framework="keras", backbone=backbone, freeze="backbone" if staged else recipe.freeze, layer_decay=1.0, mixup=0.0, cutmix=0.0)
+    "Return a recipe of torch as Keras can train it."
+    freeze = HeadOnly() if isinstance(recipe.freeze, Unfreeze) else recipe.freeze
+    return recipe.replace(
+        framework="keras", backbone=backbone, freeze=freeze, layer_decay=1.0, mixup=0.0, cutmix=0.0)
 
 _torch_recipes = {**_leaves_recipes, **_cactus_recipes, **_nature10_recipes, **_blood_recipes, **_rare_recipes}
-RECIPES = _torch_recipes | {f"{name}_keras": _for_keras(_torch_recipes[name], backbone) for name, backbone in _keras_backbones.items()}
+_keras_recipes = {
+    f"{name}_keras": _for_keras(_torch_recipes[name], backbone) for name, backbone in _keras_backbones.items()}
+RECIPES = _torch_recipes | _keras_recipes
 
 # %% ../nbs/library/recipes.ipynb #afc95f65
 def named_recipe(
     name: str,  # of `RECIPES`
     **changes,  # fields of `Recipe` with other values, e.g. epochs=5
 ) -> Recipe:
-    "A recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field, with those that are near."
-    fields = [field.name for field in dataclasses.fields(Recipe)]
+    "Return a recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field, with near ones."
     if name not in RECIPES: raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
-    for field in changes:
-        if field not in fields: raise ValueError(f"a recipe has no field {field!r}; {did_you_mean(field, fields)}")
     return RECIPES[name].replace(**changes)
-
-# %% ../nbs/library/recipes.ipynb #30755e03
-def read_changes(
-    texts: list[str],  # each FIELD=VALUE, the value in YAML
-) -> dict:  # field -> value
-    "Changes of a recipe from texts. Raises `ValueError` for a text that is not FIELD=VALUE, a field given twice or a value that is no YAML."
-    import yaml
-    changes = {}
-    for text in texts:
-        field, equals, value = text.partition("=")
-        if not (equals and value.strip()): raise ValueError(f"{text!r} is not FIELD=VALUE, e.g. epochs=5")
-        if field in changes: raise ValueError(f"{field} is set twice")
-        try: changes[field] = yaml.safe_load(value)
-        except yaml.YAMLError: raise ValueError(f"{field}: {value!r} is no YAML; write e.g. epochs=5 or augment='[flip, rotation 20]'") from None
-        with contextlib.suppress(ValueError, TypeError): changes[field] = float(value) if isinstance(changes[field], str) else changes[field]
-    return changes
 
 # %% ../nbs/library/recipes.ipynb #7cc8f0fe
 def count_parameters(
     recipe: Recipe,
     classes: int,  # number of classes
 ) -> tuple[int, int]:  # all, and those that learn in some epoch
-    "How many parameters a recipe's model has, without making or fetching any weight."
+    "Return how many parameters a recipe's model has, without making or fetching any weight."
     recipe = recipe.replace(weights="none")
     if recipe.framework == "keras": return _count_keras(recipe, classes)
     with torch.device("meta"): model = build_model(recipe, classes)
-    learns = model.head if recipe.freeze == "backbone" else model
+    learns = model.head if recipe.freeze == HeadOnly() else model
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in learns.parameters())
 
 def _count_keras(recipe, classes):
-    "As `count_parameters`; what Keras would fill with numbers at its next model is forgotten."
+    "Do as `count_parameters`; what Keras would fill with numbers at its next model is forgotten."
     from course_ml.keras_training import build_keras_model, keras
     with keras.StatelessScope(initialize_variables=False): model = build_keras_model(recipe, classes)
     counts = model.count_params(), sum(math.prod(weight.shape) for weight in model.trainable_weights)
     keras.backend.clear_session()
     return counts
 
+def _recipe_row(name):
+    "Return a named recipe as a row of `recipe_table`."
+    recipe, study = named_recipe(name), name.split("_")[0]
+    parameters, trainable = count_parameters(recipe, STUDIES[study])
+    return {"name": name, "study": study, "framework": recipe.framework, "backbone": recipe.backbone,
+            "parameters": parameters, "trainable": trainable, "input": f"{recipe.image_size}×{recipe.image_size}",
+            "epochs × batch": f"{recipe.epochs} × {recipe.batch_size}",
+            "command": f"course-ml train {name} --data PATH"}
+
 def recipe_table(
     names: list[str] | None = None,  # of `RECIPES`; None: all
 ) -> pd.DataFrame:  # one row a recipe: its model, parameters, input, steps and command
-    "The named recipes in a table. Raises `ImportError` for recipes of Keras where it is not installed."
-    rows = []
-    for name in names or RECIPES:
-        recipe, study = named_recipe(name), name.split("_")[0]
-        parameters, trainable = count_parameters(recipe, STUDIES[study])
-        rows.append({"name": name, "study": study, "framework": recipe.framework, "backbone": recipe.backbone, "parameters": parameters, "trainable": trainable,
-                     "input": f"{recipe.image_size}×{recipe.image_size}", "epochs × batch": f"{recipe.epochs} × {recipe.batch_size}", "command": f"course-ml train {name} --data PATH"})
-    return pd.DataFrame(rows)
+    "Return the named recipes as a table. Raises `ImportError` for recipes of Keras where it is not installed."
+    return pd.DataFrame([_recipe_row(name) for name in names or RECIPES])
 
 # %% ../nbs/library/recipes.ipynb #7ded10d0
+def _few_images(dataset, split, images):
+    "Return the first images of training and validation set, and their split."
+    few = dataset.take(np.concatenate([split.rows(part)[:images] for part in ("train", "validation")]))
+    ids = list(few.items.id)
+    return few, Split(ids, ["train"] * images + ["validation"] * images, ids)
+
 def smoke_run(
     name: str,  # of a recipe of torch
     dataset: Dataset,
     split: Split,
     images: int = 4,  # to train on, and as many to validate on
-) -> dict:  # recipe, image size (pixels), parameters (millions), multiply-adds (thousand millions, for an image), validation loss, hours of the whole training
-    "Train a recipe for one epoch on a few images, all weights from a random start. The hours are those of all its epochs on all training images, on this machine as busy as it is."
-    whole = named_recipe(name)
-    recipe = whole.replace(weights="none", freeze="none", class_weights="none", epochs=1, warmup_epochs=0.0, patience=0, batch_size=2, precision="fp32")
-    few = dataset.take(np.concatenate([split.rows(part)[:images] for part in ("train", "validation")]))
-    ids = list(few.items.id)
-    history = train_recipe(recipe, few, Split(ids, ["train"] * images + ["validation"] * images, ids)).history
-    with torch.device("meta"): model = build_model(recipe, len(dataset.classes))
-    hours = history.seconds.iloc[0] / images * len(split.rows("train")) * whole.epochs / 3600
-    return {"recipe": name, "image size": whole.image_size, "parameters": count_parameters(recipe, len(dataset.classes))[0] / 1e6, "multiply-adds": count_multiply_adds(model, whole.image_size) / 1e9,
+) -> dict:  # recipe, image size (pixels), parameters (millions), multiply-adds (billions), validation loss, hours
+    """Train a recipe for one epoch on a few images, all weights from a random start.
+    The hours are those of all its epochs on the whole training set, on this machine as busy as it is."""
+    full, classes = named_recipe(name), len(dataset.classes)
+    recipe = full.replace(weights="none", freeze=TrainAll(), class_weights="none", epochs=1, warmup_epochs=0.0,
+                          patience=0, batch_size=2, precision="fp32")
+    history = train_recipe(recipe, *_few_images(dataset, split, images)).history
+    with torch.device("meta"): model = build_model(recipe, classes)
+    hours = history.seconds.iloc[0] / images * len(split.rows("train")) * full.epochs / 3600
+    return {"recipe": name, "image size": full.image_size, "parameters": count_parameters(recipe, classes)[0] / 1e6,
+            "multiply-adds": count_multiply_adds(model, full.image_size) / 1e9,
             "validation loss": history.validation_loss.iloc[0], "hours": hours}

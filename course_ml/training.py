@@ -54,13 +54,13 @@ class Batches(torch.utils.data.Dataset):
         device="cpu",  # where the transforms are computed
     ):
         self.inputs, self.labels, self.classes, self.device = inputs, torch.from_numpy(labels), classes, device
-        self.recipe = recipe.replace(label_smoothing=0.0)  # smoothing is the loss's business
+        self.recipe = recipe
 
     def __getitem__(self, item):
         seed, rows = item
         images, targets = to_batch(self.inputs, rows, self.device), self.labels[rows].to(self.device)
         if images.ndim == 4: images = augment_batch(images, self.recipe.augment, seed)
-        if self.recipe.mixup or self.recipe.cutmix: images, targets = mix_batch(images, targets, self.classes, self.recipe, seed)
+        if self.recipe.mixup or self.recipe.cutmix: images, targets = mix_batch(images, targets, self.classes, self.recipe.mixup, self.recipe.cutmix, seed)
         return rows, images, targets
 
     def __getstate__(self):

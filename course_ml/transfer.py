@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from .runtime import set_seed
-from .config import FREEZING, read_step, Recipe
+from .config import Recipe, TrainAll
 from .baselines import build_cnn, CNNS, dense_head
 from .backbones import timm_backbone, torchvision_backbone
 
@@ -54,9 +54,7 @@ class TransferModel(nn.Module):
         epoch: int,  # counted from 0
     ):
         "Thaw what the freezing plan says."
-        (name, numbers), blocks = read_step(recipe.freeze, FREEZING, "freeze"), len(self.blocks())
-        length = max(numbers[0], 1e-9) if numbers else 1
-        self.unfreeze({"none": blocks, "backbone": 1, "head first": blocks if epoch >= length else 1, "staged": min(1 + int(epoch / length), blocks)}[name])
+        self.unfreeze(recipe.freeze.trainable_blocks(epoch, len(self.blocks())))
 
     def train(self, mode: bool = True):
         "As in any module, but frozen parts stay in evaluation mode: their batch normalization keeps its statistics."
@@ -89,7 +87,6 @@ def build_model(
     "The torch model of a recipe. Raises `ValueError` for a recipe that cannot be built."
     set_seed(recipe.seed)
     if recipe.backbone in CNNS:
-        if recipe.weights != "none" or recipe.freeze != "none": raise ValueError(f"{recipe.backbone} starts at random: weights and freeze must be 'none'")
         model = build_cnn(CNNS[recipe.backbone] + recipe.head, recipe.image_size, classes)
         model.info = {"weights": "none"}
         return model.to(memory_format=torch.channels_last)
@@ -97,7 +94,7 @@ def build_model(
     if kind not in ("", "torchvision"): raise ValueError(f"backbone: {recipe.backbone!r} is no torch network; use a name of {', '.join(CNNS)}, a timm name or torchvision:NAME")
     backbone, info = (torchvision_backbone if kind else timm_backbone)(name, recipe.weights)
     head = dense_head(count_features(backbone, recipe.image_size) + categories, recipe.head, classes)
-    return TransferModel(backbone, head, info, recipe.freeze != "none").to(memory_format=torch.channels_last)
+    return TransferModel(backbone, head, info, recipe.freeze != TrainAll()).to(memory_format=torch.channels_last)
 
 @torch.no_grad()
 def count_features(

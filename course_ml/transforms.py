@@ -4,39 +4,26 @@
 
 # %% ../nbs/library/transforms.ipynb #7bdb2088
 from __future__ import annotations
+import contextlib
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-import course_ml
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import nn
-from .provenance import atomic_path, cache_folder, content_hash, derive_seed
-from .runtime import Progress
-from .config import AUGMENTATIONS, PREPROCESSING, read_step, Recipe
+from .provenance import IMAGE_PACKAGES, cached_file, derive_seed, make_key
+from .runtime import available_threads, Progress
+from .config import (
+    Augmentation, BackgroundRemoval, BlurredPeriphery, Brightness, CircularMask, ColorJitter, Crop, Erase, Flip, Grayscale,
+    HighPass, Movement, Preprocessing, RandomAugment, Rotation, TrivialAugment, VerticalFlip, Zoom)
 from .data import Dataset, Split
 
 # %% auto #0
-__all__ = ['RANGES', 'CROP_RATIO', 'MOVEMENTS', 'AUGMENTATION_SETS', 'PREPROCESS', 'read_augmentation', 'uniform', 'affine_maps',
-           'move', 'gray', 'blend', 'turn_hue', 'color_jitter', 'repaint', 'augment_batch', 'augmented_copies',
-           'grayscale', 'circular_mask', 'blurred_periphery', 'high_pass', 'otsu_threshold', 'foreground',
-           'remove_background', 'preprocess_image', 'rembg_foreground', 'recipe_images', 'mix_batch']
-
-# %% ../nbs/library/transforms.ipynb #23b0b6a2
-RANGES = {"rotation": [(0, 180)], "zoom": [(0, .9)], "crop": [(.01, 1)], "brightness": [(0, 1)], "color": [(0, 1)],
-          "random augment": [(1, 14), (0, 30)], "erase": [(0, 1)]}  # lowest and highest of each number
-
-def read_augmentation(
-    text: str,  # one of `core.AUGMENTATIONS` with its numbers, e.g. "rotation 20"
-) -> tuple[str, list[float]]:  # name, and its numbers
-    "Read one step of a recipe's `augment`. Raises `ValueError` for an unknown step or a number out of its range."
-    name, numbers = read_step(text, AUGMENTATIONS, "augment")
-    for number, (low, high) in zip(numbers, RANGES.get(name, [])):
-        if not low <= number <= high: raise ValueError(f"augment: {text!r} has the number {number:g}; it must be from {low} to {high}")
-    if name == "random augment" and any(number % 1 for number in numbers): raise ValueError(f"augment: {text!r} needs whole numbers")
-    return name, numbers
+__all__ = ['CROP_RATIO', 'AUGMENTATION_SETS', 'PREPROCESS', 'uniform', 'affine_maps', 'move', 'gray', 'blend', 'turn_hue',
+           'color_jitter', 'repaint', 'augment_batch', 'augmented_copies', 'grayscale', 'circular_mask',
+           'blurred_periphery', 'high_pass', 'otsu_threshold', 'foreground', 'remove_background', 'preprocess_image',
+           'rembg_foreground', 'prepare_images', 'mix_batch']
 
 # %% ../nbs/library/transforms.ipynb #cc8bf04c
 CROP_RATIO = (.8, 1.2)  # width to height of a crop
@@ -46,29 +33,48 @@ def uniform(
     low: float,
     high: float,
 ) -> torch.Tensor:  # (n,) float32
-    "Random numbers from `low` to `high`, drawn from torch's generator."
+    "Return random numbers from `low` to `high`, drawn from torch's generator."
     return low + (high - low) * torch.rand(n)
 
-def affine_maps(
-    name: str,  # "flip", "vertical flip", "rotation", "zoom" or "crop"
-    number: float,  # degrees, fraction, or smallest area; 0 for the flips
-    n: int,  # of images
-) -> torch.Tensor:  # (n, 3, 3): from a place in the new image to one in the old
-    "A random movement for each of `n` images."
-    maps = torch.eye(3).repeat(n, 1, 1)
-    diagonal = maps.diagonal(dim1=1, dim2=2)[:, :2]  # a view: horizontal and vertical scale
-    match name:
-        case "flip": diagonal[:, 0] = 1 - 2 * torch.randint(2, (n,))
-        case "vertical flip": diagonal[:, 1] = 1 - 2 * torch.randint(2, (n,))
-        case "zoom": diagonal[:] = uniform(n, 1 - number, 1 + number)[:, None]
-        case "rotation":
-            angle = torch.deg2rad(uniform(n, -number, number))
-            maps[:, :2, :2] = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).reshape(n, 2, 2)
-        case "crop":
-            area, ratio = uniform(n, number, 1), uniform(n, *map(math.log, CROP_RATIO)).exp()
-            diagonal[:] = torch.stack([area * ratio, area / ratio], 1).sqrt().clamp(max=1)
-            maps[:, :2, 2] = (1 - diagonal) * uniform(2 * n, -1, 1).reshape(n, 2)
+def _scaled(
+    scale: torch.Tensor,  # (n, 2): horizontal and vertical
+    center: torch.Tensor | float = 0.0,  # (n, 2): what the middle of the new image shows
+) -> torch.Tensor:  # (n, 3, 3)
+    "Return maps that scale and shift."
+    maps = torch.eye(3).repeat(len(scale), 1, 1)
+    maps[:, 0, 0], maps[:, 1, 1], maps[:, :2, 2] = scale[:, 0], scale[:, 1], center
     return maps
+
+def _mirrored(n, axis):
+    "Return maps that mirror every second image, at random; axis 0 is left and right."
+    scale = torch.ones(n, 2)
+    scale[:, axis] = 1 - 2 * torch.randint(2, (n,))
+    return _scaled(scale)
+
+def _turned(angle):
+    "Return maps that turn by angles (n,) in radians."
+    maps = torch.eye(3).repeat(len(angle), 1, 1)
+    maps[:, :2, :2] = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).reshape(-1, 2, 2)
+    return maps
+
+def _cropped(n, smallest):
+    "Return maps to random regions that have at least the smallest share of the area."
+    area, ratio = uniform(n, smallest, 1), uniform(n, *map(math.log, CROP_RATIO)).exp()
+    sides = torch.stack([area * ratio, area / ratio], 1).sqrt().clamp(max=1)
+    return _scaled(sides, (1 - sides) * uniform(2 * n, -1, 1).reshape(n, 2))
+
+def affine_maps(
+    movement: Movement,  # e.g. Rotation(20)
+    n: int,  # number of images
+) -> torch.Tensor:  # (n, 3, 3): from a place in the new image to one in the old
+    "Return a random map for each of `n` images."
+    match movement:
+        case Flip(): return _mirrored(n, axis=0)
+        case VerticalFlip(): return _mirrored(n, axis=1)
+        case Rotation(degrees): return _turned(torch.deg2rad(uniform(n, -degrees, degrees)))
+        case Zoom(fraction): return _scaled(uniform(n, 1 - fraction, 1 + fraction)[:, None].expand(n, 2))
+        case Crop(smallest): return _cropped(n, smallest)
+    raise TypeError(f"{movement!r} is no movement")
 
 # %% ../nbs/library/transforms.ipynb #3ee6d32f
 def move(
@@ -122,53 +128,59 @@ def color_jitter(
     return turn_hue(images, uniform(len(images), -fraction / 4, fraction / 4))
 
 # %% ../nbs/library/transforms.ipynb #372ef011
+def _each(images, transform):
+    "Apply one of torchvision's transforms to image after image."
+    return torch.stack([transform(image) for image in images])
+
+def _apply_policy(images, policy):
+    "Apply one of torchvision's policies, which want bytes."
+    return _each((images * 255).round().byte(), policy).to(images) / 255
+
 def repaint(
     images: torch.Tensor,  # (n, 3, size, size) from 0 to 1
-    name: str,  # any augmentation that is not a movement
-    numbers: list[float],
+    step: Augmentation,  # any that is not a movement
 ) -> torch.Tensor:  # the same shape, from 0 to 1
-    "A random change of each image's colors, or one of torchvision's transforms."
+    "Change the colors of each image at random, or apply one of torchvision's transforms."
     from torchvision.transforms import v2
-    if name == "brightness": return blend(images, 0., uniform(len(images), 1 - numbers[0], 1 + numbers[0]))
-    if name == "color": return color_jitter(images, *numbers)
-    if name == "erase": return torch.stack([v2.RandomErasing(*numbers)(image) for image in images])
-    policy = v2.TrivialAugmentWide() if name == "trivial augment" else v2.RandAugment(*map(int, numbers))
-    return torch.stack([policy(image) for image in (images * 255).round().byte()]).to(images) / 255
+    match step:
+        case Brightness(fraction): return blend(images, 0., uniform(len(images), 1 - fraction, 1 + fraction))
+        case ColorJitter(fraction): return color_jitter(images, fraction)
+        case Erase(probability): return _each(images, v2.RandomErasing(probability))
+        case TrivialAugment(): return _apply_policy(images, v2.TrivialAugmentWide())
+        case RandomAugment(operations, magnitude): return _apply_policy(images, v2.RandAugment(operations, magnitude))
+    raise TypeError(f"{step!r} is no change of colors")
 
 # %% ../nbs/library/transforms.ipynb #760ed0f4
-MOVEMENTS = ("flip", "vertical flip", "rotation", "zoom", "crop")
-
 def augment_batch(
     images: torch.Tensor,  # (n, 3, size, size) float32 from 0 to 1
-    augment: tuple[str, ...],  # as in `Recipe.augment`: movements happen first, in one map; then the others in their order
-    seed: int,  # of all chance in this batch
+    augment: tuple[Augmentation, ...],  # as in `Recipe.augment`: movements first, in one map; then the others in order
+    seed: int,  # of all randomness in this batch
 ) -> torch.Tensor:  # the same shape, from 0 to 1
-    "Change each image at random; without steps the batch itself. Not for several threads at once. Raises `ValueError` for a wrong step."
-    steps = [read_augmentation(text) for text in augment]
-    if not steps: return images
+    "Change each image at random; without steps, return the batch itself. Not for several threads at once."
+    if not augment: return images
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        maps = [affine_maps(name, *(numbers or [0]), len(images)) for name, numbers in steps if name in MOVEMENTS]
+        maps = [affine_maps(step, len(images)) for step in augment if isinstance(step, Movement)]
         if maps: images = move(images, reduce(torch.matmul, maps)).clamp(0, 1)
-        for name, numbers in steps:
-            if name not in MOVEMENTS: images = repaint(images, name, numbers)
+        for step in augment:
+            if not isinstance(step, Movement): images = repaint(images, step)
     return images
 
 # %% ../nbs/library/transforms.ipynb #cae3bfc0
 AUGMENTATION_SETS = {
-    "leaves": ("crop 0.8", "flip", "rotation 30", "color 0.2"),
-    "keras": ("flip", "rotation 20", "zoom 0.2"),
-    "light": ("crop 0.9", "flip", "rotation 10", "brightness 0.1"),
-    "moderate": ("crop 0.8", "flip", "vertical flip", "rotation 45", "color 0.1"),
-    "heavy": ("crop 0.6", "flip", "vertical flip", "rotation 180", "zoom 0.2", "color 0.3", "erase 0.5"),
-    "automatic": ("flip", "trivial augment"),
+    "leaves": (Crop(.8), Flip(), Rotation(30), ColorJitter(.2)),
+    "keras": (Flip(), Rotation(20), Zoom(.2)),
+    "light": (Crop(.9), Flip(), Rotation(10), Brightness(.1)),
+    "moderate": (Crop(.8), Flip(), VerticalFlip(), Rotation(45), ColorJitter(.1)),
+    "heavy": (Crop(.6), Flip(), VerticalFlip(), Rotation(180), Zoom(.2), ColorJitter(.3), Erase(.5)),
+    "automatic": (Flip(), TrivialAugment()),
 }
 
 # %% ../nbs/library/transforms.ipynb #333291a5
 def augmented_copies(
     dataset: Dataset,
     split: Split,  # a holdout of it
-    augment: tuple[str, ...],  # as in `Recipe.augment`
+    augment: tuple[Augmentation, ...],  # as in `Recipe.augment`
     variants: int,  # copies of each training image, 1 or more
     size: int,  # side of all images (pixels)
     seed: int = 0,  # of the changes
@@ -255,15 +267,15 @@ def remove_background(
     return image * foreground(image)[..., None].astype("uint8")
 
 # %% ../nbs/library/transforms.ipynb #6e70cf34
-PREPROCESS = {"grayscale": grayscale, "circular mask": circular_mask, "blurred periphery": blurred_periphery,
-              "high-pass": high_pass, "background removal": remove_background}
+PREPROCESS = {Grayscale: grayscale, CircularMask: circular_mask, BlurredPeriphery: blurred_periphery,
+              HighPass: high_pass, BackgroundRemoval: remove_background}
 
 def preprocess_image(
     image: np.ndarray,  # (size, size, 3) uint8
-    steps: tuple[str, ...],  # of `core.PREPROCESSING`, done in this order
+    steps: tuple[Preprocessing, ...],  # done in this order
 ) -> np.ndarray:  # the same shape
-    "Prepare one image. Raises `ValueError` for an unknown step."
-    for text in steps: image = PREPROCESS[read_step(text, PREPROCESSING, "preprocess")[0]](image)
+    "Return the prepared image."
+    for step in steps: image = PREPROCESS[type(step)](image)
     return image
 
 # %% ../nbs/library/transforms.ipynb #c8546d01
@@ -276,43 +288,49 @@ def rembg_foreground(
     return np.asarray(rembg.remove(Image.fromarray(image), only_mask=True)) > 127
 
 # %% ../nbs/library/transforms.ipynb #180765e8
-def recipe_images(
+def prepare_images(
     dataset: Dataset,
-    recipe: Recipe,  # image_size, resize, preprocess
-) -> np.ndarray:  # (n, image_size, image_size, 3) uint8, mapped from disk
-    "All images as the recipe wants them; computed once. Raises `UnreadableImage` naming those that cannot be read."
-    images = dataset.images(recipe.image_size, recipe.resize)
-    if not recipe.preprocess: return images
-    name = content_hash(course_ml.__version__, dataset.digests, recipe.image_size, recipe.resize, recipe.preprocess)
-    path = cache_folder() / "images" / f"{name}.npy"
-    if not path.exists():
-        with atomic_path(path) as temporary: _preprocess_to(temporary, images, recipe.preprocess)
+    size: int,  # side of the square images (pixels)
+    resize: str,  # "crop" or "squash", as in `Recipe.resize`
+    preprocess: tuple[Preprocessing, ...] = (),  # as in `Recipe.preprocess`
+) -> np.ndarray:  # (n, size, size, 3) uint8, mapped from disk
+    "Return all images as the network reads them; computed once. Raises `UnreadableImage` naming those that cannot be read."
+    images = dataset.images(size, resize)
+    if not preprocess: return images
+    key = make_key(["transforms"], (*IMAGE_PACKAGES, "scipy"), images=dataset.digests, size=size, resize=resize, preprocess=preprocess)
+    path = cached_file("images", key, ".npy", lambda path: _preprocess_to(path, images, preprocess))
     return np.load(path, mmap_mode="r")
 
 def _preprocess_to(path, images, steps):
     "Write the preprocessed images to an npy file."
     array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=images.shape)
     def preprocess_row(row): array[row] = preprocess_image(np.asarray(images[row]), steps)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(images), "images prepared") as progress:
-        for start in range(0, len(images), 1000):  # a pool remembers all it was asked for: not too much at once
+    with ThreadPoolExecutor(available_threads()) as pool, Progress(len(images), "images prepared") as progress:
+        for start in range(0, len(images), 1000):  # a pool remembers all that it was asked for: not too much at once
             for _ in pool.map(preprocess_row, range(start, min(start + 1000, len(images)))): progress.advance()
     array.flush()
 
 # %% ../nbs/library/transforms.ipynb #58d24058
+@contextlib.contextmanager
+def _numpy_seeded(seed):
+    "Seed NumPy's global generator for a block, and put it back."
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try: yield
+    finally: np.random.set_state(state)
+
 def mix_batch(
     images: torch.Tensor,  # (n, 3, size, size) float32
     labels: torch.Tensor,  # (n,) int64
     classes: int,  # number of classes
-    recipe: Recipe,  # mixup, cutmix, label_smoothing
-    seed: int,  # of all chance in this batch, 0 to 2**32 - 1
+    mixup: float,  # alpha, see `Recipe`; 0: off
+    cutmix: float,  # alpha, see `Recipe`; 0: off
+    seed: int,  # of all randomness in this batch, 0 to 2**32 - 1
 ) -> tuple[torch.Tensor, torch.Tensor]:  # images, and (n, classes) float32 targets that add up to 1
     "Mix each image with another of the batch; in an odd batch the last one stays. Not for several threads at once."
     from timm.data.mixup import Mixup, mixup_target
-    targets, even = mixup_target(labels, classes, smoothing=recipe.label_smoothing), len(images) // 2 * 2
-    if not (recipe.mixup or recipe.cutmix) or not even: return images, targets
-    mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try: mixed, mixed_targets = mix(images[:even].clone(), labels[:even])
-    finally: np.random.set_state(state)
+    targets, even = mixup_target(labels, classes), len(images) // 2 * 2
+    if not (mixup or cutmix) or not even: return images, targets
+    mix = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=classes)
+    with _numpy_seeded(seed): mixed, mixed_targets = mix(images[:even].clone(), labels[:even])
     return torch.cat([mixed, images[even:]]), torch.cat([mixed_targets, targets[even:]])

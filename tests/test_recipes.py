@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_ml.config import Recipe
-from course_ml.recipes import LEAVES_FINE_TUNING, RECIPES, STUDIES, count_parameters, named_recipe, read_changes, recipe_table
+from course_ml.config import Dense, Dropout, Flip, HeadOnly, Recipe, Rotation, TrainAll, Zoom, read_changes
+from course_ml.recipes import LEAVES_FINE_TUNING, RECIPES, STUDIES, count_parameters, named_recipe, recipe_table
 from course_ml.command_line import main
 from course_ml.transfer import build_model
 
@@ -88,7 +88,7 @@ def test_one_step_of_training(name):
     optimizer.step()
     assert torch.isfinite(loss) and any(not torch.equal(old, new) for old, new in zip(before, head))
     assert all(weight.grad is not None for weight in learning)
-    if recipe.freeze != "none": assert len(learning) == len(head)
+    if recipe.freeze != TrainAll(): assert len(learning) == len(head)
     del model, learning, head, optimizer, loss
     gc.collect()
 
@@ -104,7 +104,7 @@ def test_one_step_of_training_in_keras(name):
     before = [weight.numpy() for weight in model.trainable_weights[-2:]]
     loss, *_ = model.train_on_batch(random.random((4, 32, 32, 3), "float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0]])
     assert np.isfinite(loss) and any(not np.array_equal(old, new) for old, new in zip(before, model.trainable_weights[-2:]))
-    if recipe.freeze != "none": assert len(model.trainable_weights) < 12
+    if recipe.freeze != TrainAll(): assert len(model.trainable_weights) < 12
     del model
     keras.backend.clear_session()
     gc.collect()
@@ -114,14 +114,14 @@ def test_settings_the_studies_tell():
     b4, resnet200d = RECIPES["leaves_efficientnet_b4"], RECIPES["leaves_resnet200d"]
     assert (b4.image_size, b4.batch_size, b4.learning_rate, b4.mixup, b4.cutmix) == (380, 16, 1e-3, .2, .1)
     assert (resnet200d.image_size, resnet200d.batch_size, resnet200d.mixup, resnet200d.label_smoothing) == (512, 8, 0, .1)
-    assert b4.average and resnet200d.average and not RECIPES["leaves_resnet50d"].average
+    assert b4.ema_decay and resnet200d.ema_decay and not RECIPES["leaves_resnet50d"].ema_decay
     cactus = [RECIPES[name] for name in ("cactus_resnet50", "cactus_efficientnet_b0")]
     assert {(r.epochs, r.learning_rate, r.class_weights, r.head) for r in cactus} == {(500, 5e-4, "normalized", cactus[0].head)}
     model_2, resnet50 = RECIPES["nature10_model_2"], RECIPES["nature10_resnet50"]
-    assert (model_2.image_size, model_2.augment, model_2.epochs, model_2.batch_size, model_2.optimizer) == (160, ("flip", "rotation 20", "zoom 0.2"), 20, 32, "adam")
-    assert (resnet50.image_size, resnet50.freeze, resnet50.head, resnet50.learning_rate) == (224, "backbone", ("dropout 0.5", "dense 128", "dropout 0.3"), 1e-4)
+    assert (model_2.image_size, model_2.augment, model_2.epochs, model_2.batch_size, model_2.optimizer) == (160, (Flip(), Rotation(20), Zoom(.2)), 20, 32, "adam")
+    assert (resnet50.image_size, resnet50.freeze, resnet50.head, resnet50.learning_rate) == (224, HeadOnly(), (Dropout(.5), Dense(128), Dropout(.3)), 1e-4)
     assert RECIPES["blood_convnext_xlarge"].class_weights == "inverse" and RECIPES["blood_convnext_xlarge"].image_size == 96
-    assert RECIPES["rare_efficientnet_b0"].freeze == "none" and RECIPES["rare_mobilenetv2"].freeze == "backbone"
+    assert RECIPES["rare_efficientnet_b0"].freeze == TrainAll() and RECIPES["rare_mobilenetv2"].freeze == HeadOnly()
     assert {r.weights for r in RECIPES.values() if "cnn" not in r.backbone} == {"hub"} and len({r.hash for r in RECIPES.values()}) == len(RECIPES)
 
 
@@ -130,14 +130,14 @@ def test_fine_tuning_of_the_leaves():
     assert (recipe.learning_rate, recipe.mixup, recipe.cutmix, recipe.label_smoothing) == (5e-5, 0, 0, .05)
 
 
-def test_sheet_has_a_row_for_each():
+def test_table_has_a_row_for_each():
     table = recipe_table(OF_TORCH).set_index("name")
     assert list(table.index) == OF_TORCH and (table.trainable <= table.parameters).all() and (table.trainable > 0).all()
     assert table.loc["leaves_resnet200d", ["input", "epochs × batch", "command"]].tolist() == ["512×512", "25 × 8", "course-ml train leaves_resnet200d --data PATH"]
 
 
 @pytest.mark.parametrize("texts, message", [(["epochs"], "is not FIELD=VALUE"), (["epochs="], "is not FIELD=VALUE"), (["epochs=1", "epochs=2"], "epochs is set twice"), (["augment=[flip"], "is no YAML")])
-def test_changes_that_can_not_be_read(texts, message):
+def test_changes_that_cannot_be_read(texts, message):
     with pytest.raises(ValueError, match=message): read_changes(texts)
 
 
@@ -190,7 +190,7 @@ def test_train_validates_on_a_fold(colors, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (("--set", "epoch=3"), "a recipe has no field 'epoch'; did you mean 'epochs'"),
-    (("--set", "epochs=many"), "epochs must be a int, not 'many'"),
+    (("--set", "epochs=many"), "epochs must be a whole number of at least 1, not 'many'"),
     (("--set", "epochs"), "is not FIELD=VALUE"),
     (("--data", "color.npz"), "there is no file or folder 'color.npz', and no built-in set"),
     (("--fold", "3/3"), "'3/3' is not FOLD/FOLDS"),

@@ -21,6 +21,7 @@ from course_ml.data import Dataset, Split
 from course_ml.training import Batches, class_weights, epoch_batches, weighted_loss
 from course_ml.fitting import fit
 from course_ml.launching import launch
+from course_ml.config import BatchNorm, Conv, Flatten, Pool, Rotation
 from course_ml.transforms import augment_batch
 
 SCRIPT = """
@@ -140,7 +141,7 @@ def test_loss_and_weights_equal_torch_and_scikit_learn(labels, smoothing):
 def test_augmentation_turns_by_the_angle_asked_for():
     image = torch.zeros(1, 3, 65, 65)
     image[:, :, 32, 40:60] = 1  # a line to the right
-    turned = augment_batch(image.repeat(200, 1, 1, 1), ("rotation 30",), seed=0)[:, 0]
+    turned = augment_batch(image.repeat(200, 1, 1, 1), (Rotation(30),), seed=0)[:, 0]
     rows, columns = np.mgrid[-32:33, -32:33]
     angles = [np.degrees(np.arctan2((rows * t).sum(), (columns * t).sum())) for t in turned.numpy()]
     assert 25 < max(map(abs, angles)) <= 31 and abs(np.mean(angles)) < 5
@@ -192,7 +193,7 @@ def test_the_average_is_kept_and_scored_beside_the_raw_weights(noise, tmp_path):
 def test_the_average_of_batch_norm_statistics_is_averaged(noise, tmp_path):
     from course_ml.baselines import build_cnn
     set_seed(0)
-    model = build_cnn(("conv 4", "batch norm", "pool", "flatten"), 16, 3)
+    model = build_cnn((Conv(4), BatchNorm(), Pool(), Flatten()), 16, 3)
     run = fit(model, Recipe(image_size=16, epochs=6, ema_decay=.5), noise, Split.holdout(noise), folder=tmp_path / "run")
     assert run.history.validation_loss.iloc[-1] == pytest.approx(run.history.raw_validation_loss.iloc[-1], abs=.2)
 

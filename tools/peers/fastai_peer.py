@@ -59,10 +59,11 @@ def rates(steps):
 def fit_same(layers, recipe, start, folder, image_size, seed, target, limit):
     "Train the model of the course from the same start with the same recipe, in fastai's hands."
     from course_ml.baselines import build_cnn
+    from course_ml.config import LAYERS, parse_specs
     began = time.perf_counter()
     set_seed(seed)
     loaders = ImageDataLoaders.from_folder(folder, train="train", valid="validation", batch_tfms=[Flip()], bs=recipe["batch_size"])
-    model = build_cnn(layers, image_size, loaders.c)
+    model = build_cnn(parse_specs(layers, LAYERS, "layers"), image_size, loaders.c)
     model.load_state_dict(load_file(start))
     learner = quiet(Learner(loaders, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=same_adam, wd_bn_bias=True))
     callback = Stopwatch(began, target, limit)

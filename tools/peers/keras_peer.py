@@ -1,6 +1,7 @@
 """Keras `fit` on TensorFlow, as the tutorials of Keras use it."""
 import time
 from course_ml.baselines import build_cnn, build_keras_cnn, load_keras, to_keras
+from course_ml.config import LAYERS, parse_specs
 from protocol import serve
 from safetensors.torch import load_file
 keras = load_keras()
@@ -77,6 +78,7 @@ def fit_same(layers, recipe, start, folder, image_size, seed, target, limit):
     keras.utils.set_random_seed(seed)
     train, validation = (images_of(folder, part, image_size, recipe["batch_size"], label_mode="int") for part in ("train", "validation"))
     flip, classes = keras.layers.RandomFlip("horizontal"), len(train.class_names)
+    layers = parse_specs(layers, LAYERS, "layers")
     twin, model = build_cnn(layers, image_size, classes), build_keras_cnn(layers, image_size, classes)
     twin.load_state_dict(load_file(start))
     to_keras(twin, model)

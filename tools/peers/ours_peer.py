@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import torch
 from course_ml.baselines import build_cnn
-from course_ml.config import Recipe
+from course_ml.config import LAYERS, Recipe, parse_specs
 from course_ml.data import Split
 from course_ml.readers import read_dataset
 from course_ml.speed import Choice, time_step
@@ -69,7 +69,7 @@ def fit_recipe(layers, recipe, start, folder, seed):
     empty_cache()
     dataset, split = read(folder)
     began, recipe = time.perf_counter(), Recipe(**recipe, seed=seed)
-    model = build_cnn(layers, recipe.image_size, len(dataset.classes))
+    model = build_cnn(parse_specs(layers, LAYERS, "layers"), recipe.image_size, len(dataset.classes))
     model.load_state_dict(load_file(start))
     history = fit(model, recipe, dataset, split).history
     rest = time.perf_counter() - began - history.seconds.sum()

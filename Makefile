@@ -1,11 +1,13 @@
 # Every target works first, alone, from a clean clone: it makes .venv and installs into it what is missing.
 #
 #   make report    run the main lesson strictly and write reports/resnet/
-#   make test      run every test: all notebooks, then tests/
+#   make check     check style, spelling, and what is made from the notebooks, in seconds
+#   make test      run the check and every test: all notebooks, then tests/
 #   make lab       open the lessons in JupyterLab
 #   make docs      build README.md and the website in _docs/
 #   make lessons   run all lessons afresh and save them with their outputs
 #   make peers     make .venv-peers, with fastai, which the speed report measures itself against
+#   make hooks     let git of this clone merge notebooks, and check them before a commit
 #   make clean     remove what the targets above built, .venv included; reports and lessons stay
 #
 # Choices, given on the command line:
@@ -31,7 +33,7 @@ INSTALLED := .venv/installed
 PEERS := .venv-peers/installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install report test lab docs lessons peers clean
+.PHONY: install report check test lab docs lessons peers hooks clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -47,7 +49,10 @@ report: $(INSTALLED)
 	course-ml report resnet --force
 	@echo "The report: $(CURDIR)/reports/resnet/report.html"
 
-test: $(INSTALLED)
+check: $(INSTALLED)
+	python tools/check.py
+
+test: check
 	$(EMPTY_CACHE); $(QUIET) $(SHARED_CORES) nbdev_test --n_workers $(WORKERS) --timing
 	$(EMPTY_CACHE); $(QUIET) python -m pytest tests
 
@@ -61,7 +66,7 @@ docs: $(INSTALLED)
 lessons: $(INSTALLED)
 	$(EMPTY_CACHE); python tools/lessons.py
 
-# fastai's companions can not be installed beside those of nbdev, so it gets an environment of its own.
+# fastai's companions cannot be installed together with those of nbdev, so it gets an environment of its own.
 peers: $(PEERS)
 
 $(PEERS): tools/peers/requirements.txt
@@ -70,6 +75,11 @@ $(PEERS): tools/peers/requirements.txt
 	.venv-peers/bin/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r tools/peers/requirements.txt
 	touch $@
 
+# .gitconfig names the program that merges notebooks; .githooks holds what runs before a commit and after a merge.
+hooks: $(INSTALLED)
+	git config --local include.path ../.gitconfig
+	git config --local core.hooksPath .githooks
+
 clean:
-	rm -rf .venv .venv-peers _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/.hypothesis nbs/.last_checked nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf .venv .venv-peers _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis nbs/.hypothesis nbs/.last_checked nbs/nbdev.yml nbs/sidebar.yml
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

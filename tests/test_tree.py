@@ -139,6 +139,18 @@ def test_is_small(path):
     assert size < 1, f"{size:.1f} MB: save fewer or smaller images"
 
 
+STUDIES = sorted((ROOT / "nbs/reports").glob("*.ipynb"))
+STUDY_LINES = 60  # of code, without comments and empty lines
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_is_short(path):
+    "A student can copy a study: what all studies share is in the library."
+    lines = [line.strip() for cell in code_cells(path) for line in cell.source.splitlines()]
+    count = sum(bool(line) and not line.startswith("#") for line in lines)
+    assert count <= STUDY_LINES, f"{count} lines of code, at most {STUDY_LINES}"
+
+
 @every_notebook
 def test_was_run_and_saved(path):
     "Every cell that ends in a value shows it."
@@ -173,14 +185,21 @@ def test_outputs_are_fit_to_be_read(path):
 # The library
 
 
+def layers() -> list[str]:
+    "The modules in the order in which CONTRIBUTING.md lists them: below another one means later."
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### Layers")[1].split("###")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    return [module for row in rows for module in re.findall(r"`(\w+)`", row)]
+
+
 @every_module
 def test_imports_go_one_way(path):
-    "A module imports only those that earlier lessons made, so there are no circles."
-    made = [directive(cell, "default_exp") for notebook in NOTEBOOKS for cell in code_cells(notebook)]
-    order = [name for name in made if name]
+    "A module imports only those that stand before it in the table of layers, so there are no circles."
+    order = layers()
+    assert order.count(path.stem) == 1, f"{path.stem} stands {order.count(path.stem)} times in the layers of CONTRIBUTING.md"
     neighbors = {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")} & set(order)
-    later = [name for name in sorted(neighbors) if order.index(name) >= order.index(path.stem)]
-    assert not later, f"{path.stem} imports {later}, which later lessons make"
+    later = sorted(name for name in neighbors if order.index(name) >= order.index(path.stem))
+    assert not later, f"{path.stem} imports {later}, which stand after it in the layers of CONTRIBUTING.md"
 
 
 @every_module

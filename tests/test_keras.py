@@ -15,7 +15,8 @@ from course_ml import keras_training
 from course_ml.provenance import file_digest
 from course_ml.config import Recipe
 from course_ml.data import Dataset, Split
-from course_ml.keras_training import build_keras_model, fit_keras, keras, predict_keras
+from course_ml.experiment import evaluate_test, predict_images
+from course_ml.keras_training import build_keras_model, fit_keras, keras, keras_key, keras_loss, predict_keras
 
 MOBILENET = Path(__file__).parents[1].parent / "shared/weights/keras/mobilenet_v2_1.0_224_no_top_rebuilt.h5"
 RECIPE = Recipe(framework="keras", backbone="dropout_cnn", image_size=24, epochs=6, batch_size=16, augment=("flip", "rotation 20"), schedule="plateau")
@@ -64,9 +65,9 @@ def interrupted(monkeypatch, folder, recipe, epoch):
     def fail(self, now, logs=None):
         begin(self, now, logs)
         if now == epoch: raise KeyboardInterrupt
-    begin = keras_training.BeginEpoch.on_epoch_begin
+    begin = keras_training.SeedEpoch.on_epoch_begin
     with monkeypatch.context() as patch:
-        patch.setattr(keras_training.BeginEpoch, "on_epoch_begin", fail)
+        patch.setattr(keras_training.SeedEpoch, "on_epoch_begin", fail)
         with pytest.raises(KeyboardInterrupt): train(folder, recipe)
 
 
@@ -158,10 +159,10 @@ def test_the_recipe_fields_train_in_keras_too(tmp_path, changes):
 
 
 def test_the_schedule_is_that_of_torch(tmp_path):
-    from course_ml.training import rate_factor
+    from course_ml.training import lr_factor
     recipe = RECIPE.replace(schedule="cosine", warmup_epochs=1.0, learning_rate=.01)
     rates = train(tmp_path / "run", recipe).history.learning_rate
-    np.testing.assert_allclose(rates, [.01 * rate_factor(recipe, epoch) for epoch in range(6)], rtol=1e-5)
+    np.testing.assert_allclose(rates, [.01 * lr_factor(epoch, "cosine", 6, warmup_epochs=1.0) for epoch in range(6)], rtol=1e-5)
 
 
 def test_focal_loss_and_penalty_are_those_of_torch():
@@ -169,10 +170,9 @@ def test_focal_loss_and_penalty_are_those_of_torch():
     from course_ml.training import weighted_loss
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(20, 3)).astype("float32"), np.arange(20) % 3
-    model = build_keras_model(recipe := RECIPE.replace(focal_gamma=2.0, head_l2=.01), 3)
-    keras_training.compile_keras(model, recipe, 5)
+    model, loss = build_keras_model(RECIPE.replace(focal_gamma=2.0, head_l2=.01), 3), keras_loss(focal_gamma=2.0)
     ours = weighted_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.ones(3), focal_gamma=2.0).item()
-    assert float(np.mean(model.loss(np.eye(3, dtype="float32")[labels], logits))) == pytest.approx(ours, rel=1e-4)
+    assert float(np.mean(loss(np.eye(3, dtype="float32")[labels], logits))) == pytest.approx(ours, rel=1e-4)
     squares = sum((np.asarray(layer.kernel) ** 2).sum() for layer in model.layers if isinstance(layer, keras.layers.Dense))
     assert float(sum(model.losses)) == pytest.approx(.01 * squares, rel=1e-4)
 
@@ -183,3 +183,33 @@ def test_focal_loss_and_penalty_are_those_of_torch():
 ])
 def test_what_keras_can_not_do_is_refused_by_name(changes, field):
     with pytest.raises(ValueError, match=f"^{field}: "): RECIPE.replace(**changes)
+
+
+def zeros(model):
+    model.set_weights([weight * 0 for weight in model.get_weights()])
+    return model
+
+
+MUTATIONS = {
+    "a field of the recipe": lambda model, data, split: keras_key(model, RECIPE.replace(learning_rate=2e-3), data, split),
+    "starting weights of zeros": lambda model, data, split: keras_key(zeros(model), RECIPE, data, split),
+    "another split": lambda model, data, split: keras_key(model, RECIPE, data, Split.holdout(data, seed=1)),
+    "other images": lambda model, data, split: keras_key(model, RECIPE, make_data(60)[0], split),
+    "another fold": lambda model, data, split: keras_key(model, RECIPE, data, split, fold=1),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_what_decides_a_run_is_in_its_key(mutation):
+    data, split = make_data()
+    key = keras_key(build_keras_model(RECIPE, 3), RECIPE, data, split)
+    assert key.differences(keras_key(build_keras_model(RECIPE, 3), RECIPE, data, split)) == []
+    assert key.differences(mutation(build_keras_model(RECIPE, 3), data, split))
+
+
+def test_the_test_set_is_predicted_by_keras_itself(tmp_path):
+    run, (data, split) = train(tmp_path / "run", RECIPE.replace(epochs=1)), make_data()
+    preds = evaluate_test(run, data, split)
+    assert np.array_equal(preds.probabilities, predict_keras(run.model, run.inputs, split.rows("test")))
+    assert np.allclose(predict_images(run, data, split.rows("test")), preds.probabilities, atol=1e-6)
+    with pytest.raises(ValueError, match="trained on another split"): evaluate_test(run, data, Split.holdout(data, seed=1))

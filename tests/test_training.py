@@ -13,66 +13,103 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies
+from safetensors.torch import load_file, save_file
 
+from course_ml import fitting, provenance
+from course_ml.backbones import PACKAGED
+from course_ml.baselines import CNNS, build_cnn
+from course_ml.config import BatchNorm, Conv, Flatten, Flip, Pool, Recipe, Rotation
+from course_ml.data import Dataset, Split
+from course_ml.experiment import evaluate_test, train_recipe
+from course_ml.fitting import Training, fit, training_key
+from course_ml.launching import launch
 from course_ml.provenance import read_json
 from course_ml.runtime import set_seed
-from course_ml.config import Recipe
-from course_ml.data import Dataset, Split
-from course_ml.training import Batches, class_weights, epoch_batches, weighted_loss
-from course_ml.fitting import fit
-from course_ml.launching import launch
-from course_ml.config import BatchNorm, Conv, Flatten, Pool, Rotation
+from course_ml.speed import Choice
+from course_ml.training import (Batches, build_optimizer, class_weights, epoch_batches, parameter_groups,
+                                weighted_loss)
+from course_ml.transfer import build_model
 from course_ml.transforms import augment_batch
 
 SCRIPT = """
 import sys, time
-import numpy as np
 import course_ml.fitting as training
-from course_ml.config import Recipe
-from course_ml.data import Dataset, Folds
 from course_ml.experiment import train_recipe
+from test_training import killed_recipe, random_images, Split
 
 training.CHECKPOINT_SECONDS = 0
-rng = np.random.default_rng(0)
-dataset = Dataset.from_arrays("noise", rng.integers(0, 256, (120, 24, 24, 3), dtype="uint8"), rng.integers(0, 3, 120))
-recipe = Recipe(backbone="dropout_cnn", image_size=24, epochs=6, augment=("flip", "rotation 20", "zoom 0.2"), clip_norm=1.0, **{changes})
 original = training.train_epoch
 def slow_epoch(*arguments, **options):
+    print("an epoch", flush=True)
     row = original(*arguments, **options)
-    time.sleep(float(sys.argv[2]))  # killed here: the epoch's work is done but not saved
+    time.sleep(.5)  # killed here: the epoch's work is done but not saved
     return row
 training.train_epoch = slow_epoch
-train_recipe(recipe, dataset, Folds.holdout(dataset), folder=sys.argv[1])
+dataset = random_images()
+train_recipe(killed_recipe({changes}), dataset, Split.holdout(dataset), folder=sys.argv[1])
 """
 
 
+def killed_recipe(changes):
+    augment = ("flip", "rotation 20", "zoom 0.2")
+    return Recipe(**{"backbone": "dropout_cnn", "image_size": 24, "epochs": 4, "augment": augment,
+                     "max_grad_norm": 1.0, **changes})
+
+
+def random_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (120, 24, 24, 3), dtype="uint8")
+    return Dataset.from_arrays("noise", images, rng.integers(0, 3, 120))
+
+
+def start(changes, folder):
+    "Another process that trains the recipe in `folder`."
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(changes=changes), folder], env=environment,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def weights_of(folder):
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("last.safetensors", "best.safetensors", "predictions.parquet")}
+    names = ("last.safetensors", "best.safetensors", "predictions.parquet")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 @pytest.mark.parametrize("changes", [
-    {"schedule": "cosine", "optimizer": "adamw", "average": .9, "warmup_epochs": 1.0, "mixup": .2, "cutmix": 1.0},
+    {"schedule": "cosine", "optimizer": "adamw", "ema_decay": .9, "warmup_epochs": 1.0, "mixup": .2, "cutmix": 1.0},
     {"schedule": "plateau", "optimizer": "sgd", "sampling": "balanced", "focal_gamma": 2.0},
     {"schedule": "one-cycle", "optimizer": "ranger", "grad_accum_steps": 2, "head_l2": 1e-4},
 ], ids=["average", "plateau", "ranger"])
 def test_a_run_killed_in_the_middle_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, changes):
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(changes=changes))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, script, whole, "0"], check=True)
+    process = start(changes, killed)
+    dataset, recipe = random_images(), killed_recipe(changes)
+    split = Split.holdout(dataset)
+    train_recipe(recipe, dataset, split, folder=whole)
 
-    process = subprocess.Popen([sys.executable, script, killed, "0.5"])
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoints" / "epoch_00003").exists() and time.monotonic() < deadline and process.poll() is None: time.sleep(.02)
+    while not (killed / "checkpoints" / "epoch_00002").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert read_json(killed / "run.json")["state"] == "running"
     assert not (killed / "last.safetensors").exists()
 
-    subprocess.run([sys.executable, script, killed, "0"], check=True)
+    train_recipe(recipe, dataset, split, folder=killed)
     assert weights_of(killed) == weights_of(whole)
     histories = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (killed, whole)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+def test_of_two_processes_at_one_folder_one_works_and_the_other_waits(tmp_path):
+    "The other one says for whom it waits, and then reads the finished run."
+    processes = [start({"epochs": 3}, tmp_path / "run") for _ in range(2)]
+    printed = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert sorted(output.count("an epoch") for output, _ in printed) == [0, 3]
+    worker = processes[max((0, 1), key=lambda i: printed[i][0].count("an epoch"))]
+    waiting = next(errors for output, errors in printed if "an epoch" not in output)
+    assert f"run: waiting for process {worker.pid} (since " in waiting
+    assert read_json(tmp_path / "run" / "run.json")["state"] == "finished"
 
 
 @pytest.fixture
@@ -82,7 +119,6 @@ def noise():
 
 
 def small_cnn(seed=0):
-    from course_ml.baselines import CNNS, build_cnn
     set_seed(seed)
     return build_cnn(CNNS["baseline_cnn"], 16, 3)
 
@@ -167,7 +203,12 @@ def test_the_best_epoch_is_that_of_the_monitored_figure(noise, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_a_compiled_network_learns_the_same(noise, tmp_path):
-    runs = [fit(small_cnn(), Recipe(image_size=16, epochs=2, compile=compiled), noise, Split.holdout(noise), folder=tmp_path / str(compiled)) for compiled in (False, True)]
+    def train(compiled):
+        set_seed(0)
+        model, recipe = build_cnn((Conv(4), Flatten()), 16, 3), Recipe(image_size=16, epochs=2, compile=compiled)
+        return fit(model, recipe, noise, Split.holdout(noise), folder=tmp_path / str(compiled))
+
+    runs = [train(compiled) for compiled in (False, True)]
     np.testing.assert_allclose(runs[0].history.train_loss, runs[1].history.train_loss, rtol=1e-4)
     np.testing.assert_allclose(runs[0].predictions.probabilities, runs[1].predictions.probabilities, atol=1e-4)
 
@@ -191,7 +232,6 @@ def test_the_average_is_kept_and_scored_beside_the_raw_weights(noise, tmp_path):
 
 
 def test_the_average_of_batch_norm_statistics_is_averaged(noise, tmp_path):
-    from course_ml.baselines import build_cnn
     set_seed(0)
     model = build_cnn((Conv(4), BatchNorm(), Pool(), Flatten()), 16, 3)
     run = fit(model, Recipe(image_size=16, epochs=6, ema_decay=.5), noise, Split.holdout(noise), folder=tmp_path / "run")
@@ -204,9 +244,13 @@ def test_mixed_images_have_an_accuracy_of_clean_ones(noise, tmp_path):
 
 
 def test_the_head_penalty_is_the_sum_of_squares(noise):
-    from course_ml.fitting import Training
     model, logits, labels = small_cnn(), torch.randn(6, 3), torch.arange(6) % 3
-    plain, penalized = (Training(model, Recipe(image_size=16, head_l2=penalty), noise.labels, 3, 1).loss(logits, labels).item() for penalty in (0.0, .1))
+
+    def loss(penalty):
+        recipe = Recipe(image_size=16, head_l2=penalty)
+        return Training(model, recipe, noise.labels, 3, 1, ids=None).loss(logits, labels).item()
+
+    plain, penalized = loss(0.0), loss(.1)
     squares = sum(layer.weight.square().sum().item() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     assert penalized == pytest.approx(plain + .1 * squares, rel=1e-5)
 
@@ -221,7 +265,7 @@ def test_worker_processes_do_not_change_the_result(noise, tmp_path, workers):
 
 def test_workers_share_the_images_on_disk(noise):
     import pickle
-    batches = Batches(noise.images(16), noise.labels, 3, Recipe(image_size=16))
+    batches = Batches(noise.images(16), noise.labels, 3, (Flip(),))
     assert isinstance(batches.inputs, np.memmap)
     text = pickle.dumps(batches)
     assert len(text) < 8000
@@ -253,7 +297,6 @@ BUILT_IN = {"data": "nature10", "images": 200, "size": 24}
 def two_processes(tmp_path_factory):
     "A recipe without chance or batch statistics, trained by two processes of 16 images and by one of 32."
     from course_ml.datasets import load_dataset
-    from course_ml.experiment import train_recipe
     folder, dataset = tmp_path_factory.mktemp("processes"), load_dataset(**BUILT_IN)
     split, recipe = Split.holdout(dataset), Recipe(image_size=24, epochs=4, batch_size=16, optimizer="sgd", learning_rate=.02, max_grad_norm=1.0)
     two = launch(recipe, split, folder / "two", processes=2, **BUILT_IN)
@@ -262,7 +305,6 @@ def two_processes(tmp_path_factory):
 
 
 def test_two_processes_equal_one_of_twice_the_batch(two_processes):
-    from safetensors.torch import load_file
     one, two, _ = two_processes
     assert two.info["processes"] == 2
     ours, theirs = load_file(one.folder / "last.safetensors"), load_file(two.folder / "last.safetensors")
@@ -291,7 +333,7 @@ def test_a_killed_worker_ends_the_run_with_a_message_and_the_next_call_goes_on(t
         workers[-1].kill()
         ended.append(True)
 
-    recipe = two.recipe.replace(epochs=60)
+    recipe = two.recipe.replace(epochs=40)
     monkeypatch.setenv("COURSE_ML_CHECKPOINT_SECONDS", "0")
     thread = threading.Thread(target=kill_one)
     thread.start()
@@ -299,9 +341,9 @@ def test_a_killed_worker_ends_the_run_with_a_message_and_the_next_call_goes_on(t
     thread.join()
     assert ended and read_json(folder / "run.json")["state"] == "running"
     newest = int(sorted((folder / "checkpoints").glob("epoch_*"))[-1].name[6:])
-    assert 0 < newest < 60
+    assert 0 < newest < 40
     again = launch(recipe, split, folder, processes=2, **BUILT_IN)
-    assert again.finished and list(again.history.epoch) == list(range(60))
+    assert again.finished and list(again.history.epoch) == list(range(40))
 
 
 def test_accelerate_launches_the_same_command(tmp_path):
@@ -310,21 +352,25 @@ def test_accelerate_launches_the_same_command(tmp_path):
                "-m", "course_ml.launching", tmp_path / "recipe.yml", "--data", "nature10", "--images", "200", "--size", "24", "--folder", tmp_path / "run"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert "of the validation images are right" in ended.stdout and read_json(tmp_path / "run" / "run.json")["state"] == "finished"
+    assert "validation accuracy" in ended.stdout and read_json(tmp_path / "run" / "run.json")["state"] == "finished"
 
 
 MEMORY = """
-import sys, numpy as np, psutil
+import sys, numpy as np, psutil, torch
 from course_ml.config import Recipe
-from course_ml.training import Batches, build_loader, train_epoch
-from course_ml.fitting import Training
-from course_ml.transfer import build_model
+from course_ml.training import Batches
+from course_ml.fitting import build_loader, Training
 images = np.load(sys.argv[1], mmap_mode="r")
-recipe, rows = Recipe(image_size=32, batch_size=64), np.arange(3000)
-training = Training(build_model(recipe, 2), recipe, rows % 2, 2, 1)
-loader = build_loader(Batches(images, np.arange(len(images)) % 2, 2, recipe))
-def own(): memory = psutil.Process().memory_info(); return memory.rss - getattr(memory, "shared", 0)
-def epoch(rows): loader.sampler.items = training.plan(rows, loader.dataset.labels.numpy()); train_epoch(training, loader, np.arange(len(images)).astype(str).astype(object))
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32 * 3, 2))
+recipe, rows, labels = Recipe(image_size=32, batch_size=64), np.arange(3000), np.arange(len(images)) % 2
+training = Training(model, recipe, rows % 2, 2, 1, np.arange(len(images)).astype(str).astype(object))
+loader = build_loader(Batches(images, labels, 2))
+def own():
+    memory = psutil.Process().memory_info()
+    return memory.rss - getattr(memory, "shared", 0)
+def epoch(rows):
+    loader.sampler.items = training.begin_epoch(rows, labels)
+    training.train_epoch(loader)
 epoch(rows)
 before = own()
 epoch(np.random.default_rng(0).permutation(len(images))[:30000])
@@ -337,5 +383,157 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     images = np.lib.format.open_memmap(tmp_path / "images.npy", mode="w+", dtype="uint8", shape=(100_000, 32, 32, 3))
     images[::1000] = 7
     del images
-    grown = subprocess.run([sys.executable, "-c", MEMORY, tmp_path / "images.npy"], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", MEMORY, tmp_path / "images.npy"]
+    grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert int(grown) < 15e6
+
+
+# What decides a run: each change of it makes another key
+
+
+@pytest.fixture(scope="module")
+def colored():
+    "Twelve images with a metadata column and features."
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (40, 16, 16, 3), dtype="uint8")
+    metadata = pd.DataFrame({"color": ["red", "blue"] * 20})
+    return Dataset.from_arrays("colored", array, np.arange(40) % 2, metadata=metadata)
+
+
+HEAD = Recipe(backbone="resnet10t", weights="packaged", freeze="backbone", image_size=16, metadata="color")
+FEATURES = np.arange(40 * 6, dtype="float32").reshape(40, 6)
+
+
+def head(activation=torch.nn.ReLU):
+    set_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 4), activation(), torch.nn.Linear(4, 2))
+
+
+def key_of(dataset, recipe=HEAD, model=None, split=None, fold=0, inputs=FEATURES, **options):
+    return training_key(model or head(), recipe, dataset, split or Split.holdout(dataset), fold, inputs, **options)
+
+
+def with_array(dataset, array):
+    return Dataset.from_arrays("colored", array, dataset.labels, metadata=dataset.items[["color"]])
+
+
+def one_pixel(dataset):
+    array = dataset.source.array.copy()
+    array[3, 0, 0, 0] ^= 1
+    return with_array(dataset, array)
+
+
+def other_color(dataset):
+    colors = dataset.items[["color"]].assign(color=["red"] * 3 + ["blue"] * 37)
+    return Dataset.from_arrays("colored", dataset.source.array, dataset.labels, metadata=colors)
+
+
+def zeros():
+    model = head()
+    for weight in model.parameters():
+        weight.data.zero_()
+    return model
+
+
+MUTATIONS = {
+    "a field of the recipe": lambda d: key_of(d, HEAD.replace(learning_rate=2e-3)),
+    "a pixel": lambda d: key_of(one_pixel(d)),
+    "images of the same bytes in another shape": lambda d: key_of(with_array(d, d.source.array.reshape(40, 8, 32, 3))),
+    "values of the metadata column": lambda d: key_of(other_color(d)),
+    "another split": lambda d: key_of(d, split=Split.holdout(d, seed=1)),
+    "another fold": lambda d: key_of(d, fold=1),
+    "starting weights of zeros": lambda d: key_of(d, model=zeros()),
+    "another activation function": lambda d: key_of(d, model=head(torch.nn.Tanh)),
+    "other inputs": lambda d: key_of(d, inputs=FEATURES + 1),
+    "inputs of the same bytes in another shape": lambda d: key_of(d, inputs=FEATURES.reshape(80, 3)),
+    "no inputs": lambda d: key_of(d, inputs=None),
+    "more processes": lambda d: key_of(d, processes=2),
+    "another way to compute": lambda d: key_of(d, choice=Choice(precision="bf16")),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_what_decides_a_run_is_in_its_key(colored, mutation):
+    assert key_of(colored).differences(mutation(colored)), "the result of something else would be read"
+
+
+def test_the_same_training_has_the_same_key(colored):
+    again = with_array(colored, colored.source.array.copy())
+    assert key_of(colored).differences(key_of(again, HEAD.replace(epochs=HEAD.epochs))) == []
+
+
+def test_another_device_is_another_key(colored, monkeypatch):
+    before = key_of(colored)
+    monkeypatch.setattr(fitting, "choose_device", lambda: "tpu")
+    assert before.differences(key_of(colored)) == ["device: cpu became tpu"]
+
+
+@pytest.mark.parametrize("old, new, module", [
+    ("return (losses * (weights[targets]", "return (0 * losses * (weights[targets]", "training"),
+    ("self.optimizer.step()", "pass", "fitting"),
+    ("- self.mean) / self.std", "- self.mean)", "transfer"),
+])
+def test_code_that_computes_is_in_the_key_and_comments_are_not(colored, tmp_path, monkeypatch, old, new, module):
+    package = tmp_path / "course_ml"
+    shutil.copytree(provenance.package_folder(), package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    monkeypatch.setattr(provenance, "package_folder", lambda: package)
+    file, before = package / f"{module}.py", key_of(colored)
+    file.write_text(file.read_text() + "\n# a comment at the end\n")
+    assert before.differences(key_of(colored)) == []
+    changed = file.read_text().replace(old, new)
+    assert changed != file.read_text()
+    file.write_text(changed)
+    assert before.differences(key_of(colored)) == [f"module {module} changed"]
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(colored, tmp_path):
+    "The same path of a weights file, with zeros in it."
+    file = tmp_path / "own.safetensors"
+    shutil.copy(PACKAGED["resnet10t"], file)
+    recipe, split = HEAD.replace(weights=str(file), metadata="", epochs=1), Split.holdout(colored)
+    train_recipe(recipe, colored, split, folder=tmp_path / "run")
+    save_file({name: value * 0 for name, value in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match="holds the result of something else: inputs: .* became .*; give another|inputs: "):
+        train_recipe(recipe, colored, split, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="recipe epochs: 1 became 2"):
+        train_recipe(recipe.replace(epochs=2), colored, split, folder=tmp_path / "run")
+
+
+def test_test_predictions_belong_to_a_run_a_data_set_and_a_split(colored, tmp_path):
+    split, recipe = Split.holdout(colored), Recipe(image_size=16, epochs=1)
+    run = train_recipe(recipe, colored, split, folder=tmp_path / "run")
+    preds = evaluate_test(run, colored, split)
+    assert preds.key and evaluate_test(run, colored, split).table.equals(preds.table)
+    with pytest.raises(ValueError, match="trained on another split"):
+        evaluate_test(run, colored, Split.holdout(colored, seed=1))
+    with pytest.raises(ValueError, match="trained on another data set"):
+        evaluate_test(run, one_pixel(colored), split)
+    assert run.info["test_evaluations"] == 2
+
+
+# Weight decay
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "torchvision:resnet18"])
+def test_weights_without_decay_are_those_of_timm(backbone):
+    "timm's factory leaves alone what is one-dimensional, biases, and what a network names."
+    from timm.optim._param_groups import param_groups_weight_decay
+    model = build_model(Recipe(backbone=backbone, image_size=224), 3)
+    named = getattr(model.backbone, "no_weight_decay", set)()
+    theirs = param_groups_weight_decay(model, .05, no_weight_decay_list=[f"backbone.{name}" for name in named])
+    ours = parameter_groups(model, .1, .05, layer_decay=.5)
+    for decay in (0.0, .05):
+        listed, expected = ({id(weight) for group in groups if group["weight_decay"] == decay for weight in group["params"]}
+                            for groups in (ours, theirs))
+        assert listed == expected and listed
+
+
+def test_decay_moves_no_bias_and_no_norm():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = build_optimizer(model, "adamw", lr=.1, weight_decay=.5)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"0.weight"}

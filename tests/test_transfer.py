@@ -1,4 +1,5 @@
 """Backbones from every source, the right preprocessing, and a cache that never answers another question."""
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from course_ml.provenance import cache_folder
 from course_ml.runtime import set_seed
 from course_ml.config import Recipe
 from course_ml.data import Dataset, Split
-from course_ml.runs import weights_hash
-from course_ml.training import predict
-from course_ml.fitting import fit
-from course_ml.backbones import PACKAGED, timm_backbone
+from course_ml.runs import Run, weights_hash
+from course_ml.training import Batches, parameter_groups, predict
+from course_ml.fitting import Training, build_loader, fit, training_key
+from course_ml.backbones import FAMILIES, PACKAGED, timm_backbone, torchvision_blocks
 from course_ml.transfer import TransferModel, build_model
 from course_ml.features import frozen_features
 from course_ml.experiment import load_model, train_recipe
@@ -77,9 +78,9 @@ def test_the_cached_way_equals_the_uncached_bit_for_bit(images, tmp_path, batch_
 def test_only_what_changed_is_computed_again(images, monkeypatch):
     computed, original = [], TransferModel._features_of
     monkeypatch.setattr(TransferModel, "_features_of", lambda self, part: (computed.append(len(part)), original(self, part))[1])
-    def newly_computed(model, dataset, *options):
+    def newly_computed(model, dataset, recipe):
         computed.clear()
-        features = frozen_features(model, dataset, *options)
+        features = frozen_features(model, dataset, recipe.image_size, recipe.resize, recipe.preprocess)
         return sum(computed), features
     model = build_model(FROZEN, 2)
     n, first = newly_computed(model, images, FROZEN)
@@ -97,10 +98,10 @@ def test_only_what_changed_is_computed_again(images, monkeypatch):
     assert newly_computed(model, images, FROZEN)[0] == 70
 
 
-def test_copies_of_a_image_are_computed_once(images, monkeypatch):
+def test_duplicates_of_an_image_are_computed_once(images, monkeypatch):
     model = build_model(FROZEN, 2)
     array = np.concatenate([images.source.array[:10]] * 3)
-    features = frozen_features(model, Dataset.from_arrays("copies", array, np.arange(30) % 2), FROZEN)
+    features = frozen_features(model, Dataset.from_arrays("copies", array, np.arange(30) % 2), 32)
     assert np.array_equal(features[:10], features[10:20]) and np.array_equal(features[:10], features[20:])
 
 
@@ -121,7 +122,7 @@ def test_a_header_beats_the_name(tmp_path):
     ({"backbone": "resnet10t", "weights": "missing.pth"}, "there is no file missing.pth"),
     ({"backbone": "mobilenetv2_100", "weights": "packaged"}, "only for resnet10t"),
     ({"backbone": "torchvision:resnet49"}, "torchvision has no"),
-    ({"backbone": "resnet10tt"}, "like it are"),
+    ({"backbone": "resnet10tt"}, "did you mean 'resnet10t'"),
     ({"backbone": "keras:MobileNetV2"}, "no torch network"),
     ({"backbone": "baseline_cnn", "weights": "packaged"}, "starts at random"),
     ({"backbone": "vit_tiny_patch16_224", "image_size": 64}, "image_size"),
@@ -152,11 +153,11 @@ def test_real_weights_see_what_is_in_a_photograph(name):
     from PIL import Image
     from sklearn.datasets import load_sample_image
     file = WEIGHTS / f"{name}.safetensors"
-    backbone, info = timm_backbone(name, str(file))
+    backbone = timm_backbone(name, str(file))
     full = timm.create_model(name, checkpoint_path=str(file)).eval()
     image = Image.fromarray(load_sample_image("china.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
     batch = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255
-    model = TransferModel(backbone, full.get_classifier(), info).eval()
+    model = TransferModel(backbone, full.get_classifier()).eval()
     with torch.no_grad(): probabilities = model(batch).softmax(1)[0]
     assert {663, 698} & set(probabilities.topk(5).indices.tolist())  # monastery, palace
 
@@ -178,7 +179,90 @@ def test_every_block_is_listed_once_in_order():
         assert [id(weight) for weight in blocks[-1]] == [id(weight) for weight in model.head.parameters()]
 
 
-def test_staged_unfreezing_moves_only_what_is_thawed(images, tmp_path):
+BLOCKS = {  # the first weight of each block
+    "resnet50": ["conv1", "layer1", "layer2", "layer3", "layer4"],
+    "efficientnet_b0": [f"features.{n}" for n in range(9)],
+    "mobilenet_v2": [f"features.{n}" for n in range(19)],
+    "mobilenet_v3_small": [f"features.{n}" for n in range(13)],
+    "vgg16": ["features.0", "features.5", "features.10", "features.17", "features.24"],
+    "densenet121": ["features.conv0", *(f"features.denseblock{n}" for n in range(1, 5))],
+    "convnext_tiny": [f"features.{n}" for n in range(8)],
+    "vit_b_16": ["class_token", *(f"encoder.layers.encoder_layer_{n}" for n in range(12))],
+    "swin_t": [f"features.{n}" for n in range(8)],
+    "shufflenet_v2_x1_0": ["conv1", "stage2", "stage3", "stage4"],
+    "mnasnet1_0": ["layers.0", *(f"layers.{n}" for n in range(8, 14))],
+    "squeezenet1_1": ["features.0", "features.3", "features.6", "features.9"],
+    "maxvit_t": ["stem", *(f"blocks.{n}" for n in range(4))],
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_torchvision_networks_have_real_blocks(name):
+    "From bottom to top, every weight but those of the last layers in one block."
+    import torchvision
+    with torch.device("meta"): network = torchvision.models.get_model(name)
+    blocks, last = torchvision_blocks(network), FAMILIES[type(network).__name__].last
+    listed = [weight for block in blocks for weight in block]
+    assert listed == [weight for weight, _ in network.named_parameters() if not weight.startswith(f"{last}.")]
+    for block, first in zip(blocks, BLOCKS[name], strict=True): assert f"{block[0]}.".startswith(f"{first}."), block[0]
+    assert len(blocks) > 3
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_of_unknown_structure_are_refused_by_name(name):
+    import torchvision
+    with torch.device("meta"): network = torchvision.models.get_model(name, init_weights=False)
+    with pytest.raises(ValueError, match=f"torchvision's {type(network).__name__} are not known"): torchvision_blocks(network)
+
+
+def test_layer_decay_of_a_torchvision_network_falls_block_by_block():
+    model = build_model(Recipe(backbone="torchvision:resnet18", image_size=64), 3)
+    rates = [group["lr"] for group in parameter_groups(model, .1, layer_decay=.5)]
+    assert rates == pytest.approx([.1 * .5 ** depth for depth in range(6)])
+
+
+def test_staged_unfreezing_of_a_torchvision_network_moves_its_upper_blocks(images, tmp_path):
+    recipe = Recipe(backbone="torchvision:resnet18", image_size=32, epochs=2, freeze="staged 1")
+    model = build_model(recipe, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit(model, recipe, images, Split.holdout(images), folder=tmp_path / "run")
+    state = load_file(tmp_path / "run" / "last.safetensors")
+    changed = {name.split(".")[2] for name, value in state.items() if name.startswith("backbone") and not torch.equal(value, before[name])}
+    assert changed == {"layer4"}
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224", "torchvision:densenet121", "torchvision:swin_t"])
+def test_a_network_has_the_same_name_in_every_process(backbone):
+    "Its `repr`, which is part of the name, holds no address."
+    assert " at 0x" not in repr(build_model(Recipe(backbone=backbone, image_size=224), 3))
+
+
+def test_features_are_not_of_other_code(images, monkeypatch, tmp_path):
+    "A changed forward pass, in a copy of the package, finds no features that the old one computed."
+    from course_ml import provenance
+    computed, original = [], TransferModel.frozen_features
+    monkeypatch.setattr(TransferModel, "frozen_features", lambda self, batch: (computed.append(len(batch)), original(self, batch))[1])
+    model, package = build_model(FROZEN, 2), tmp_path / "course_ml"
+    frozen_features(model, images, 32)
+    shutil.copytree(provenance.package_folder(), package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    monkeypatch.setattr(provenance, "package_folder", lambda: package)
+    computed.clear()
+    frozen_features(model, images, 32)
+    assert not computed
+    file = package / "transfer.py"
+    file.write_text(file.read_text().replace("- self.mean) / self.std)[:len(part)]", "- self.mean))[:len(part)]"))
+    frozen_features(model, images, 32)
+    assert sum(computed) == 70
+
+
+def test_features_leave_the_model_as_it_was(images):
+    model = build_model(FROZEN.replace(freeze="none"), 2).train()
+    before = weights_hash(model)
+    frozen_features(model, images, 32)
+    assert model.training and all(weight.requires_grad for weight in model.parameters()) and weights_hash(model) == before
+
+
+def test_staged_unfreezing_moves_only_what_is_unfrozen(images, tmp_path):
     "The lowest block must be untouched, batch statistics included, until its turn comes."
     recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=2, freeze="staged 1", learning_rate=1e-3)
     before = {name: value.clone() for name, value in build_model(recipe, 2).state_dict().items()}
@@ -188,20 +272,18 @@ def test_staged_unfreezing_moves_only_what_is_thawed(images, tmp_path):
     assert "layer4" in changed
 
 
-def test_a_plan_that_thaws_is_resumed_to_the_bit(images, tmp_path):
-    from course_ml.training import Batches, build_loader, train_epoch
-    from course_ml.fitting import Training
+def test_a_schedule_that_unfreezes_is_resumed_to_the_bit(images, tmp_path):
     recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=3, freeze="head first 1", layer_decay=.5)
     split = Split.holdout(images)
     whole = fit(build_model(recipe, 2), recipe, images, split, folder=tmp_path / "whole")
-    model, train = build_model(recipe, 2), split.rows("train")
-    state = Training(model, recipe, images.labels[train], 2, 2)
-    loader = build_loader(Batches(images.images(32), images.labels, 2, recipe))
-    for epoch in range(2):
-        model.begin_epoch(recipe, epoch)
-        loader.sampler.items = state.plan(train, images.labels)
-        train_epoch(state, loader, images.items.id.to_numpy(object))
-        state.finish_epoch(whole.history.loc[epoch].to_dict())
-    state.save(tmp_path / "resumed" / "checkpoints")
-    resumed = fit(build_model(recipe, 2), recipe, images, split, folder=tmp_path / "resumed")
+    model, train, resumed = build_model(recipe, 2), split.rows("train"), Run(tmp_path / "resumed")
+    with resumed.claimed(training_key(model, recipe, images, split)):
+        state = Training(model, recipe, images.labels[train], 2, 2, images.items.id.to_numpy(object))
+        loader = build_loader(Batches(images.images(32), images.labels, 2))
+        for epoch in range(2):
+            loader.sampler.items = state.begin_epoch(train, images.labels)
+            state.train_epoch(loader)
+            state.finish_epoch(whole.history.loc[epoch].to_dict())
+        state.save(resumed.folder / "checkpoints")
+    resumed = fit(build_model(recipe, 2), recipe, images, split, folder=resumed.folder)
     assert (resumed.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()

@@ -28,7 +28,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["course_ml", "course_ml.*"]),
-    package_data={"course_ml": ["weights/*"]},
+    package_data={"course_ml": ["weights/*", "templates/*"]},
     include_package_data=False,
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),

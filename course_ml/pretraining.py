@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from .provenance import atomic_path, cache_folder, content_hash, derive_seed
 from .runtime import Progress
-from .config import Recipe
+from .config import HeadOnly, Recipe, Rotation, Zoom
 from .data import Dataset, Split
 from .predictions import Predictions
 from .training import to_batch
@@ -445,7 +445,7 @@ def backbone_of(
     seed: int = 0,
 ) -> torch.nn.Module:  # a transfer model
     "Build the network; one with random weights gets the batch statistics of the training images."
-    recipe = Recipe(backbone="resnet10t", weights=weights, freeze="backbone", seed=seed)
+    recipe = Recipe(backbone="resnet10t", weights=weights, freeze=HeadOnly(), seed=seed)
     model = build_model(recipe, len(dataset.classes))
     if weights != "none": return model
     model.backbone.train()
@@ -462,7 +462,7 @@ def regress(
 ) -> Predictions:  # for the test set
     "Fit a logistic regression on frozen features; the validation set chooses its penalty."
     model, labels = backbone_of(weights, dataset, split, seed), dataset.labels
-    features = frozen_features(model, dataset, Recipe(image_size=PIXELS))
+    features = frozen_features(model, dataset, PIXELS)
     train, validation, test = (split.rows(name) for name in ("train", "validation", "test"))
     fits = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300)).fit(features[train], labels[train])
             for c in (.001, .01, .1, 1)]
@@ -481,7 +481,7 @@ def train_all_weights(
 ) -> Predictions:  # for the test set
     "Train all weights, with the learning rate that the validation set prefers."
     recipe = Recipe(backbone=backbone, weights=weights, optimizer="adamw", weight_decay=.02, schedule="cosine",
-                    augment=("rotation 10", "zoom 0.1"), epochs=epochs, batch_size=32, precision="bf16",
+                    augment=(Rotation(10), Zoom(.1)), epochs=epochs, batch_size=32, precision="bf16",
                     image_size=PIXELS, seed=seed)
     runs = [train_recipe(recipe.replace(learning_rate=rate), dataset, split) for rate in (.0005, .002)]
     return evaluate_test(min(runs, key=lambda run: run.history.validation_loss.min()), dataset, split)

@@ -18,7 +18,6 @@ from .predictions import Predictions
 from .synthetic import make_synthetic
 from .readers import class_numbers, read_dataset, read_unlabelled
 from .runs import Run
-from .training import predict
 from .experiment import evaluate_test, predict_images, train_recipe
 from .finetuning import fine_tune
 from .recipes import smoke_run
@@ -146,9 +145,9 @@ def show_training_images(
     figure = show_images(dataset.images(resolution)[rows], titles, columns=columns, size=size)
     return report.figure(figure, "images", "Training images.")
 
-# %% ../nbs/library/studies.ipynb #563390b0
-FINE_TUNING = Recipe(optimizer="adamw", learning_rate=2e-3, weight_decay=.02, layer_decay=.8, schedule="cosine",
-                     warmup_epochs=1, max_grad_norm=1, label_smoothing=.05, ema_decay=.99, monitor="accuracy")
+# %% ../nbs/library/studies.ipynb #a37de327
+FINE_TUNING = Recipe(backbone="resnet10t", optimizer="adamw", learning_rate=2e-3, weight_decay=.02, layer_decay=.8,
+                     schedule="cosine", warmup_epochs=1, max_grad_norm=1, label_smoothing=.05, ema_decay=.99, monitor="accuracy")
 
 def backbone_names(
     backbones: list[str],  # names of timm
@@ -178,7 +177,7 @@ class Models:
         "Train a recipe, and predict the validation set and, once, the test set."
         where = data or (self.dataset, self.split)
         run = self.runs[name] = train_recipe(recipe, *where)
-        self.validation[name], self.tests[name] = run.predictions, _evaluate(run, *where)
+        self.validation[name], self.tests[name] = run.predictions, evaluate_test(run, *where)
         self.members[name], self.tta[name] = [name], ("identity",)
         return run
 
@@ -223,14 +222,7 @@ class Models:
         "Return the name with the highest validation accuracy; of equal ones, the first."
         return max(names or self.validation, key=lambda name: accuracy(self.validation[name])[0])
 
-# %% ../nbs/library/studies.ipynb #74a60a37
-def _evaluate(run, dataset, split):
-    "Predictions for the test set, whichever framework trained the run."
-    if run.recipe.framework == "torch": return evaluate_test(run, dataset, split)
-    from course_ml.keras_training import predict_keras
-    return evaluate_test(run, dataset, split, predict_keras)
-
-# %% ../nbs/library/studies.ipynb #944d8fde
+# %% ../nbs/library/studies.ipynb #c61f40a4
 def accuracy(
     preds: Predictions,
 ) -> tuple[float, float, float]:  # value, low, high (0 to 1)
@@ -270,7 +262,7 @@ def score_intervals(
     return {name: tuple(named.loc[score, ["value", "low", "high"]]) if isinstance(score, str) else score(preds)
             for name, score in scores.items()}
 
-# %% ../nbs/library/studies.ipynb #58d94a91
+# %% ../nbs/library/studies.ipynb #3d80e9c6
 def score_table(
     preds: dict[str, Predictions],  # by model
     scores: dict[str, str | Callable],  # see `score_intervals`
@@ -352,7 +344,7 @@ def with_interval(
     ends = (f"{score} low", f"{score} high") if f"{score} low" in row else ("low", "high")
     return interval_text(row[score], *(row[end] for end in ends), digits, sign)
 
-# %% ../nbs/library/studies.ipynb #0b879e39
+# %% ../nbs/library/studies.ipynb #ed9150cc
 def plot_intervals(
     series: dict[str, list],  # a name for each color -> (value, low, high) at each position
     positions: list[str],  # names of the positions
@@ -393,7 +385,7 @@ def show_errors(
     figure = plot_gallery(preds, dataset, size=size)
     return report.figure(figure, "wrong", f"{model}: the errors of highest confidence.")
 
-# %% ../nbs/library/studies.ipynb #27c1e2eb
+# %% ../nbs/library/studies.ipynb #157cd6c6
 def published_record(
     study: str,  # a folder of reports/
 ) -> dict:
@@ -433,7 +425,7 @@ def show_published(
     display(report.table(found, "audit", "The audit of the published tables."))
     return found
 
-# %% ../nbs/library/studies.ipynb #2a54a4f6
+# %% ../nbs/library/studies.ipynb #c90aad85
 def try_networks(
     report: Report,
     names: list[str],  # of recipes
@@ -449,7 +441,7 @@ def try_networks(
     hours = ", ".join(f"{row.hours:,.0f} hours ({row.recipe})" for row in tried.itertuples())
     return Markdown(f"All epochs on all training images would take about {hours} on the machine that made this report.")
 
-# %% ../nbs/library/studies.ipynb #d1c02787
+# %% ../nbs/library/studies.ipynb #bd2b973b
 def fine_tune_folds(
     cross_validation: CrossValidation,
     recipe: Recipe,  # of the next stage

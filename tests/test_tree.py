@@ -1,6 +1,9 @@
 """Tests of the tree itself: the library is what the notebooks say, and the notebooks are fit to be read."""
 
 import ast
+import functools
+import hashlib
+import json
 import re
 import sys
 from configparser import ConfigParser
@@ -17,22 +20,36 @@ from packaging.utils import canonicalize_name
 MODULES = sorted(path for path in (ROOT / "course_ml").glob("*.py") if not path.stem.startswith("_"))
 MACHINE_PATH = re.compile(r"/(home|root|tmp|Users|work|var/folders|private)/|\b[A-Z]:\\|site-packages")
 EMBEDDED_DATA = re.compile(r"data:[\w/+.-]+;base64,[\w+/=\s]+")
+
+# What an object can do is asked of its type. `hasattr` only where another package leaves no choice.
+HASATTR = {
+    ("provenance", "__array__"): "NumPy's own protocol",
+    ("transfer", "group_matcher"): "only some of timm's models have it",
+    ("backbones", "part"): "torchvision's models call their last layer fc, classifier, head or heads",
+}
+
+LONGEST_BODY = 30  # lines of a function, without its signature and docstring
+
+# What git keeps of a report; pages, and tables in Markdown and LaTeX, are made from it.
+KEPT = re.compile(r"(report|published)\.yml|(results|manifest|status)\.json|submission\.csv|tables/[\w-]+\.csv"
+                  r"|figures/[\w.-]+\.(svg|png)")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 
 
 def directive(cell, name: str) -> str | None:
-    "The value of the directive `#| name value` of a cell; None where it has none."
+    "Return the value of the directive `#| name value` of a cell; None where it has none."
     found = re.search(rf"^#\|\s*{name}\b:?[ \t]*(.*)$", cell.source, re.MULTILINE)
     return found and found.group(1).strip()
 
 
+@functools.cache
 def code_cells(path: Path) -> list:
     return [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
 
 
 def statements(cell) -> list[ast.stmt]:
-    "The statements of a code cell, its magics turned into Python."
+    "Return the statements of a code cell, its magics turned into Python."
     return ast.parse(TransformerManager().transform_cell(cell.source)).body
 
 
@@ -41,7 +58,7 @@ def is_import(node: ast.AST) -> bool:
 
 
 def imported_names(path: Path) -> set[str]:
-    "All that a module imports, anywhere in it, as dotted names; its neighbors as `course_ml.NAME`."
+    "Return all that a module imports, also inside functions, as dotted names; its neighbors as `course_ml.NAME`."
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -53,7 +70,7 @@ def imported_names(path: Path) -> set[str]:
 
 
 def settings() -> dict[str, list[Requirement]]:
-    "What the package needs, by the key of settings.ini: requirements, keras_requirements, ..."
+    "Return what the package needs, by the key of settings.ini: requirements, keras_requirements, ..."
     reader = ConfigParser(delimiters=["="], interpolation=None)
     reader.read(ROOT / "settings.ini", encoding="utf-8")
     return {key: [Requirement(one) for one in text.split()]
@@ -182,6 +199,33 @@ def test_outputs_are_fit_to_be_read(path):
                     assert not found, f"the path of a machine ({text[max(0, found.start() - 40):found.end() + 40]}) in {where}"
 
 
+# Reports are committed with what cannot be made from the rest. They may be of an older state of the library than
+# the code next to them, so nothing here runs them or asks whether they are stale.
+
+REPORTS = sorted(path.parent for path in ROOT.glob("reports/*/manifest.json"))
+
+
+@pytest.mark.parametrize("folder", REPORTS, ids=lambda folder: folder.name)
+def test_reports_are_complete(folder):
+    outputs = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["outputs"]
+    assert "results.json" in outputs or not (folder / "results.json").exists()
+    changed = [name for name, digest in outputs.items()
+               if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest]
+    assert not changed, f"changed or removed since the report was made: {changed}"
+    assert json.loads((folder / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+def test_git_keeps_each_thing_of_a_report_once():
+    try: listed = run_in(ROOT, "git", "ls-files", "reports").splitlines()
+    except (AssertionError, OSError): pytest.skip("this is no clone of the repository")
+    names = ["/".join(Path(one).parts[2:]) for one in listed if (ROOT / one).exists()]
+    notebooks = re.compile(r"[\w-]+\.ipynb")  # of a study that `course-ml new` began
+    more = sorted({name for name in names if not KEPT.fullmatch(name) and not notebooks.fullmatch(name)})
+    assert not more and "report.ipynb" not in names, f"made from other files, git need not keep them: {more}"
+    figures = [Path(one).with_suffix("") for one in listed if "/figures/" in one]
+    assert len(figures) == len(set(figures)), "a figure is kept as SVG and as PNG"
+
+
 # The library
 
 
@@ -192,14 +236,68 @@ def layers() -> list[str]:
     return [module for row in rows for module in re.findall(r"`(\w+)`", row)]
 
 
+LAYERS = layers()
+
+
+def neighbors(path: Path) -> set[str]:
+    "Return the modules of the library that a module imports."
+    return {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")}
+
+
+@every_module
+def test_has_its_layer(path):
+    assert LAYERS.count(path.stem) == 1, "list it in the layers of CONTRIBUTING.md, before all modules that import it"
+
+
 @every_module
 def test_imports_go_one_way(path):
-    "A module imports only those that stand before it in the table of layers, so there are no circles."
-    order = layers()
-    assert order.count(path.stem) == 1, f"{path.stem} stands {order.count(path.stem)} times in the layers of CONTRIBUTING.md"
-    neighbors = {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")} & set(order)
-    later = sorted(name for name in neighbors if order.index(name) >= order.index(path.stem))
-    assert not later, f"{path.stem} imports {later}, which stand after it in the layers of CONTRIBUTING.md"
+    "A module imports only modules of earlier layers, inside functions too; so there are no cycles."
+    later = LAYERS[LAYERS.index(path.stem):] if path.stem in LAYERS else []
+    found = sorted(neighbors(path) & set(later))
+    assert not found, f"{path.stem} imports {found}, which belong to later layers"
+
+
+def test_no_cycle_of_imports():
+    "Whatever the layers say: follow the imports from each module; none leads back to it."
+    graph = {path.stem: neighbors(path) for path in MODULES}
+    for start in graph:
+        reached, waiting = set(), set(graph[start])
+        while waiting:
+            name = waiting.pop()
+            reached.add(name)
+            waiting |= graph.get(name, set()) - reached
+        assert start not in reached, f"{start} imports itself, by way of {sorted(reached)}"
+
+
+def called(path: Path, *names: str) -> list[ast.Call]:
+    "Return the calls of functions of these names in a module."
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    return [call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) in names]
+
+
+@every_module
+def test_imports_are_statements(path):
+    "No module is imported by a function call, which the tests above and the keys of results would not see."
+    found = [ast.unparse(call) for call in called(path, "import_module", "__import__")]
+    assert not found, f"imported at run time: {found}"
+
+
+@every_module
+def test_types_say_what_objects_can_do(path):
+    asked = [(path.stem, getattr(call.args[1], "value", ast.unparse(call.args[1]))) for call in called(path, "hasattr")]
+    assert set(asked) <= set(HASATTR), f"hasattr in place of an interface: {set(asked) - set(HASATTR)}"
+
+
+@every_module
+def test_functions_are_short(path):
+    long = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1
+            long += [f"{node.name} ({lines})"] * (lines > LONGEST_BODY)
+    assert not long, f"bodies of more than {LONGEST_BODY} lines: {long}"
 
 
 @every_module

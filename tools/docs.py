@@ -26,7 +26,7 @@ WEB_FONT = re.compile(r"@import\s+(?:url\(\s*[\"']?https?://[^)]*\)|\"https?://[
 
 
 def readme() -> str:
-    "The text of README.md: `nbs/index.ipynb` in Markdown, its links made to start from the top folder."
+    "Return README.md: `nbs/index.ipynb` in Markdown, its links as seen from the top folder."
     notebook = nbformat.read(ROOT / "nbs/index.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not HIDDEN.search(cell.source)]
     for cell in notebook.cells:
@@ -43,7 +43,7 @@ def readme() -> str:
 
 
 def site() -> Path:
-    "Build the website; its folder."
+    "Build the website and return its folder."
     from nbdev.serve import proc_nbs
 
     os.chdir(ROOT)

@@ -1,11 +1,11 @@
 """Run lessons afresh and save them with their outputs.
 
     python tools/lessons.py                       every notebook in nbs/
-    python tools/lessons.py nbs/00_core.ipynb     these alone
+    python tools/lessons.py nbs/01_data.ipynb     these alone
 
-A notebook is saved, cleaned, only after its last cell has run, and then in one step. As in the tests,
-cells with `#| eval: false` are left alone. Notebooks with `skip_exec: true` take the outputs of the report
-that `course-ml report` made of them.
+A notebook is saved, cleaned, only after its last cell has run, and atomically. As in the tests, cells with
+`#| eval: false` are left alone. Notebooks with `skip_exec: true` take the outputs of the report that
+`course-ml report` made of them, from its report.ipynb, which is not kept in git.
 """
 
 import base64
@@ -30,7 +30,7 @@ SKIPPED_CELL = re.compile(r"^#\|\s*eval:\s*false|nbdev_export\(", re.MULTILINE)
 
 
 def run_notebook(path: Path) -> None:
-    "Run the notebook at `path` in its folder and save it. Raises `CellExecutionError`, and saves nothing."
+    "Run the notebook at `path` in its folder and save it. Raises `CellExecutionError`, and then saves nothing."
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         address = {"transport": "ipc", "ip": f"{folder}/kernel"}  # no TCP port that others could read or take
@@ -47,7 +47,7 @@ def run_notebook(path: Path) -> None:
 
 
 def save(notebook, path: Path) -> None:
-    "Save a notebook, cleaned, in one step."
+    "Save a notebook, cleaned, atomically."
     clean_nb(notebook, allowed_cell_metadata_keys=get_config().allowed_cell_metadata_keys.split())
     temporary = path.with_suffix(".ipynb.tmp")
     nbformat.write(notebook, temporary)
@@ -55,29 +55,34 @@ def save(notebook, path: Path) -> None:
 
 
 def smaller(image: str) -> str:
-    "A PNG in base64 with at most 256 colors."
+    "Return a PNG in base64 with at most 256 colors."
     small = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").quantize(256).save(small, "png", optimize=True)
     return min(image, base64.b64encode(small.getvalue()).decode(), key=len)
 
 
 def take_outputs(path: Path) -> str:
-    "Save the outputs of its last report in the notebook at `path`; what was done."
+    "Save the outputs of its last report in the notebook at `path`; return what was done."
     report = Path("reports") / path.stem / "report.ipynb"
     if not report.exists():
-        return f"left alone: there is no {report}"
-    made = {cell.source: cell.outputs for cell in nbformat.read(report, as_version=4).cells if cell.cell_type == "code"}
+        return f"left alone: there is no {report} here; make it with course-ml report {path.stem} --force"
+    executed = nbformat.read(report, as_version=4)
+    made = {cell.source: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if missing := [cell.source for cell in cells if cell.source not in made]:
         return f"left alone: {len(missing)} cells are not in {report}; make the report first"
     for cell in cells:
-        cell.outputs = [output for output in made[cell.source] if output.get("name") != "stderr"]
-        for output in cell.outputs:
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = smaller(output.data["image/png"])
+        cell.outputs = [small_output(output) for output in made[cell.source] if output.get("name") != "stderr"]
     save(notebook, path)
     return f"outputs of {report}"
+
+
+def small_output(output):
+    "Return an output of a cell, its image with fewer colors."
+    if "image/png" in output.get("data", {}):
+        output.data["image/png"] = smaller(output.data["image/png"])
+    return output
 
 
 def main() -> None:

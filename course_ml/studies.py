@@ -7,38 +7,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from IPython.display import display, Markdown
 from .runtime import did_you_mean, Progress
-from .config import Recipe
+from .config import HeadOnly, Recipe
 from .data import Check, Dataset, Split
 from .predictions import Predictions
 from .synthetic import make_synthetic
-from .readers import class_numbers, read_dataset, read_unlabelled
+from .readers import class_numbers, export_image_folder, read_dataset, read_unlabelled
+from .baselines import layer_table
 from .runs import Run
+from .transfer import build_model
+from .features import frozen_features
 from .experiment import evaluate_test, predict_images, train_recipe
 from .finetuning import fine_tune
-from .recipes import smoke_run
+from .architectures import count_multiply_adds
+from .recipes import named_recipe, smoke_run
 from course_ml.metrics import (
-    bootstrap_difference, bootstrap_interval, class_counts, class_rows, mcnemar, summary,
-    top_k_accuracy, wilson_interval,
+    auc, bootstrap_difference, bootstrap_interval, class_average, class_counts, class_rows, compare, mcnemar,
+    per_class, summary, top_k_accuracy, wilson_interval,
 )
 from course_ml.plots import (
-    COLORS, MARKERS, new_figure, plot_confusion, plot_gallery, settle, show_images,
+    COLORS, MARKERS, new_figure, plot_confusion, plot_gallery, plot_learning_curves, plot_per_class,
+    plot_reliability, settle, shorten, show_images,
 )
-from .crossval import average, CrossValidation, mean_and_deviation, write_submission
+from .interpretation import plot_slices, slices
+from course_ml.crossval import (
+    average, cross_validate, CrossValidation, mean_and_deviation, predict_out_of_fold, write_submission,
+)
+from .cleaning import clean_split, label_issues, outlier_scores, plot_issues
 from .audit import audit, compare_with_published
 from .published_records import read_record
 from .reporting import Report
 
 # %% auto #0
-__all__ = ['FINE_TUNING', 'choose_size', 'study_data', 'new_images', 'check_data', 'split_data', 'drop_small_classes',
-           'families_of_synsets', 'show_training_images', 'backbone_names', 'Models', 'accuracy', 'of_class', 'mean_f1',
-           'score_intervals', 'score_table', 'record_scores', 'record_gains', 'gain_over_best', 'interval_text',
-           'with_interval', 'plot_intervals', 'show_confusions', 'show_errors', 'published_record', 'published_table',
-           'show_published', 'try_networks', 'fine_tune_folds', 'meanings_of_deviation', 'submit']
+__all__ = ['FOLDERS', 'FINE_TUNING', 'IMAGENET', 'choose_size', 'study_data', 'study_sets', 'new_images', 'check_data',
+           'show_duplicates', 'split_data', 'drop_small_classes', 'families_of_synsets', 'long_tail',
+           'frequency_thirds', 'plot_class_counts', 'plot_outliers', 'read_peoples_labels', 'backbone_names',
+           'backbone_recipes', 'keras_recipes', 'recipe_layers', 'Models', 'accuracy', 'of_class', 'mean_f1',
+           'macro_f1', 'score_intervals', 'score_table', 'record_scores', 'record_gains', 'gain_over_best',
+           'is_contaminated', 'contamination_note', 'interval_text', 'with_interval', 'stack_tables', 'record_areas',
+           'known_pairs', 'class_weight_table', 'folder_table', 'cost_table', 'label_auc_table', 'mcnemar_table',
+           'plot_intervals', 'plot_predictions', 'plot_pairs', 'published_record', 'published_table', 'show_published',
+           'differences', 'try_networks', 'fine_tune_folds', 'meanings_of_deviation', 'show_meanings_of_deviation',
+           'show_label_issues', 'submit', 'Stages', 'drop_hardest', 'Study', 'studies_of_seeds', 'seed_scores',
+           'seed_gains']
 
 # %% ../nbs/library/studies.ipynb #a68090b8
 def choose_size(
@@ -53,6 +69,8 @@ def choose_size(
     return SimpleNamespace(**sizes[size])
 
 # %% ../nbs/library/studies.ipynb #89bf1e3f
+FOLDERS = {"blood cells": "blood_cells_pbc", "leaves": "leaf_species_philmedic"}  # of the sets, below the real data
+
 def study_data(
     name: str,  # of a synthetic set, e.g. "blood_cells"; with a space for the underscore, the name to show
     real_data: str,  # folder with the real images; "": synthetic images
@@ -60,6 +78,14 @@ def study_data(
 ) -> Dataset:
     "Read the real images of a study, or draw synthetic ones."
     return read_dataset(real_data, name=name.replace("_", " ")) if real_data else make_synthetic(name, **synthetic)[0]
+
+def study_sets(
+    real_data: str,  # folder with the folders of `FOLDERS`; "": synthetic images
+    options: dict[str, dict],  # name in `FOLDERS` -> options of `make_synthetic`
+) -> dict[str, Dataset]:  # by name
+    "Read several sets of real images, or draw synthetic ones."
+    return {name: study_data(name.replace(" ", "_"), real_data and f"{real_data}/{FOLDERS[name]}", **synthetic)
+            for name, synthetic in options.items()}
 
 def new_images(
     name: str,  # of a synthetic set
@@ -81,6 +107,17 @@ def check_data(
     display(report.table(check.summary(), "check", "What was found in the data."))
     exact = check.duplicates[check.duplicates.kind == "exact"]
     return check, loaded.without(check.quarantine).grouped(exact)
+
+def show_duplicates(
+    report: Report,
+    check: Check,
+) -> tuple[int, int]:  # pairs of exact duplicates; of them under two labels
+    "Show the table `duplicates`."
+    exact = check.duplicates[check.duplicates.kind == "exact"]
+    conflicts = int((~exact.same_label.astype(bool)).sum())
+    table = report.table(exact, "duplicates", f"Images that are there twice; {conflicts} of them under two labels.")
+    display(table if len(exact) else Markdown("No image is there twice."))
+    return len(exact), conflicts
 
 def split_data(
     report: Report,
@@ -126,28 +163,68 @@ def families_of_synsets(
     items = items.assign(phylum=phyla, label=[classes.index(names[wnid]) for wnid in items.wnid])
     return replace(dataset, items=items.iloc[np.sort(np.concatenate(kept))], classes=classes)
 
-# %% ../nbs/library/studies.ipynb #21bc83c3
-def show_training_images(
-    report: Report,
+def long_tail(
+    real_data: str,  # folder tiny_imagenet_life10; "": synthetic images
+    tail: float,  # share of its images that the rarest family keeps, of real ones
+    images: int,  # synthetic ones
+    seed: int = 0,
+) -> Dataset:
+    "Read the families of a real data set, or draw synthetic ones."
+    if not real_data: return make_synthetic("rare_species", images=images, size=64, seed=seed)[0]
+    return families_of_synsets(read_dataset(real_data, name="rare_species", label_column="class"), tail, seed)
+
+def frequency_thirds(
     dataset: Dataset,
-    split: Split,
-    per_class: int,  # images of each class
-    columns: int,  # images in a row
-    resolution: int = 64,  # side of an image (pixels)
-    classes=None,  # which classes, in this order; default: all
-    size: float = .8,  # side of an image in the figure (inches)
-):  # the figure `images`
-    "Draw the first training images of each class."
-    training, labels = split.rows("train"), dataset.labels
-    classes = range(len(dataset.classes)) if classes is None else classes
-    rows = np.concatenate([training[labels[training] == label][:per_class] for label in classes])
-    titles = [dataset.classes[label][:18] for label in labels[rows]]
-    figure = show_images(dataset.images(resolution)[rows], titles, columns=columns, size=size)
-    return report.figure(figure, "images", "Training images.")
+) -> dict[str, np.ndarray]:  # "head", "middle", "tail" -> indices of the classes, from common to rare
+    "Group the classes by how many images they have: the third with the most, the third with the fewest, the others."
+    order = np.argsort(-np.bincount(dataset.labels, minlength=len(dataset.classes)))
+    third = len(order) // 3
+    return {"head": order[:third], "middle": order[third:len(order) - third], "tail": order[len(order) - third:]}
+
+def plot_class_counts(
+    dataset: Dataset,
+    kind: str = "class",  # what a class is called
+):  # a figure
+    "Draw the images of each class, from common to rare."
+    counts = np.sort(np.bincount(dataset.labels, minlength=len(dataset.classes)))[::-1]
+    figure, ((axis,),) = new_figure(1, 1, 6.5, 2.4)
+    axis.bar(range(len(counts)), counts, color=COLORS[0], width=1, edgecolor="white")
+    axis.set(xlabel=f"{kind}, from common to rare", ylabel="images")
+    return settle(figure)
+
+def plot_outliers(
+    dataset: Dataset,
+    backbone: str,  # a timm name
+    weights: str,  # of it: a word, or the path of a file
+    image_size: int,  # side of the images for the backbone (pixels)
+    n: int = 8,
+):  # a figure
+    "Draw the images that lie furthest from their ten nearest neighbors, by the features of a frozen backbone."
+    recipe = Recipe(backbone=backbone, weights=weights, freeze=HeadOnly())
+    features = frozen_features(build_model(recipe, len(dataset.classes)), dataset, image_size)
+    far = np.argsort(-outlier_scores(features, 10))[:n]
+    return show_images(dataset.images(64)[far], [dataset.classes[label][:18] for label in dataset.labels[far]], n, 1)
+
+# %% ../nbs/library/studies.ipynb #8d47825a
+def read_peoples_labels(
+    folder: str,  # with train_labels.csv and the images; the file train/frog/0000.jpg shows a frog
+    label_column: str,  # of train_labels.csv: which people's labels
+    most: int,  # images, drawn at random where there are more
+    seed: int = 0,  # of the choice of images
+) -> tuple[Dataset, np.ndarray]:  # the data set with people's labels; (n,) which of them are errors
+    "Read CIFAR-10 with the labels that people gave."
+    table = pd.read_csv(f"{folder}/train_labels.csv", dtype=str)
+    names = table.groupby("label").file.first().str.split("/").str[1]
+    dataset = read_dataset(f"{folder}/train_labels.csv", name="cifar10", label_column=label_column)
+    dataset = replace(dataset, classes=[names[number] for number in dataset.classes])
+    dataset = dataset.take(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:most]))
+    labels = table.set_index("file").loc[dataset.items.id, ["label", label_column]]
+    return dataset, (labels.nunique(axis=1) > 1).to_numpy()
 
 # %% ../nbs/library/studies.ipynb #a37de327
-FINE_TUNING = Recipe(backbone="resnet10t", optimizer="adamw", learning_rate=2e-3, weight_decay=.02, layer_decay=.8,
-                     schedule="cosine", warmup_epochs=1, max_grad_norm=1, label_smoothing=.05, ema_decay=.99, monitor="accuracy")
+FINE_TUNING = Recipe(
+    backbone="resnet10t", optimizer="adamw", learning_rate=2e-3, weight_decay=.02, layer_decay=.8, schedule="cosine",
+    warmup_epochs=1, max_grad_norm=1, label_smoothing=.05, ema_decay=.99, monitor="accuracy")
 
 def backbone_names(
     backbones: list[str],  # names of timm
@@ -156,6 +233,35 @@ def backbone_names(
     "Name models by their backbones; those that share a backbone are told apart by their weights."
     return [name if backbones.count(name) == 1 else f"{name}, {Path(file).stem}"
             for name, file in zip(backbones, weights)]
+
+def backbone_recipes(
+    base: Recipe,
+    backbones: list[str],  # names of timm
+    weights: list[str],  # of each: a word, or the path of a file
+    title: str = "{}",  # of a model; {} stands for the name of its backbone
+) -> dict[str, Recipe]:  # by model
+    "Make a recipe of each backbone."
+    return {title.format(name): base.replace(backbone=backbone, weights=file)
+            for name, backbone, file in zip(backbone_names(backbones, weights), backbones, weights)}
+
+def keras_recipes(
+    title: str,  # of the model; {} stands for the backbone
+    recipe: str,  # name of a recipe for Keras
+    backbone: str,  # a Keras name such as "MobileNetV2"; "": none
+    weights: str,  # "hub", "none" or the path of a file
+    **changes,  # other fields of the recipe
+) -> dict[str, Recipe]:  # the recipe by its model, or nothing
+    "Make the recipe of a Keras backbone, where a study is given one."
+    if not backbone: return {}
+    return {title.format(backbone): named_recipe(recipe, backbone=f"keras:{backbone}", weights=weights, **changes)}
+
+def recipe_layers(
+    recipe: Recipe,  # of torch
+    classes: int,
+    **depth,  # depth=1: whole blocks, instead of every layer
+) -> pd.DataFrame:  # the columns of `baselines.layer_table`
+    "Tabulate the layers of a recipe's network."
+    return layer_table(build_model(recipe, classes), recipe.image_size, **depth)
 
 # %% ../nbs/library/studies.ipynb #953bbb86
 @dataclass
@@ -252,6 +358,13 @@ def mean_f1(
         return value, min(float(low), value), max(float(high), value)
     return score
 
+def macro_f1(
+    preds: Predictions,
+    weights=None,  # of the images, in each resample of the bootstrap
+):  # value, or one of each resample (0 to 1)
+    "Return the macro-F1, as `record_gains` takes it."
+    return class_average(preds, weights, "F1")
+
 def score_intervals(
     preds: Predictions,
     scores: dict[str, str | Callable],  # the name to show -> a row of `summary`, or a function as above
@@ -324,6 +437,23 @@ def gain_over_best(
     return {"best member": best, "its accuracy": accuracy(members[best])[0],
             "gain": gain["value"], "gain low": gain["low"], "gain high": gain["high"]}
 
+IMAGENET = " that the backbone may have learned from (ImageNet): contaminated"  # why a score is not comparable
+
+def is_contaminated(
+    real_data: str,  # folder with images of ImageNet; "": synthetic images
+    weights: str,  # of the backbone: a word, or the path of a file
+) -> bool:
+    "Return whether a backbone may have learned from the test images: weights from elsewhere, and images of ImageNet."
+    return bool(real_data) and weights not in ("packaged", "none")
+
+def contamination_note(
+    real_data: str,  # folder with images of ImageNet; "": synthetic images
+    weights: str,  # of the backbone: a word, or the path of a file
+) -> str:  # a sentence, or nothing
+    "Write that the best score is contaminated, where it is."
+    note = " **Contaminated**: the backbone learned from ImageNet, and these images are from ImageNet."
+    return note if is_contaminated(real_data, weights) else ""
+
 def interval_text(
     value: float,
     low: float,  # lower end of its interval
@@ -344,6 +474,88 @@ def with_interval(
     ends = (f"{score} low", f"{score} high") if f"{score} low" in row else ("low", "high")
     return interval_text(row[score], *(row[end] for end in ends), digits, sign)
 
+# %% ../nbs/library/studies.ipynb #14010242
+def stack_tables(
+    tables: dict,  # key, or tuple of keys -> table
+    *names: str,  # of the columns with the keys
+) -> pd.DataFrame:
+    "Put tables below one another, with their keys in the first columns."
+    return pd.concat(tables, names=[*names, None]).reset_index(level=list(range(len(names))))
+
+def record_areas(
+    report: Report,
+    name: str,  # of the data set
+    table: pd.DataFrame,  # from `cleaning.compare_detectors`
+    seed: int = 0,  # of the folds
+) -> pd.DataFrame:  # the table
+    "Record the area under the precision-recall curve of each detector, also as a multiple of a random order's."
+    for row in table.itertuples():
+        area = np.array([row.area, row.low, row.high])
+        record = f"{name}: area under the precision-recall curve, {row.detector}"
+        report.record(record, *area, row.n, [seed])
+        record = f"{name}: area, {row.detector}, times random"
+        report.record(record, *area / row.random, row.n, [seed], unit="times")
+    return table
+
+def known_pairs(
+    published: Dataset,  # with the groups of its publisher
+    found: dict[str, pd.DataFrame],  # kind of evidence -> pairs, with the columns id and other
+) -> pd.DataFrame:  # evidence, pairs, known to the publisher, of all known
+    "Count how many of the pairs that were found are in one group of the publisher's."
+    group = published.items.set_index("id").group
+    counts = group.value_counts()
+    known, rows = (counts * (counts - 1) // 2).sum(), []
+    for kind, pairs in found.items():
+        correct = int((group.loc[pairs.id].to_numpy() == group.loc[pairs.other].to_numpy()).sum())
+        rows.append({"evidence": kind, "pairs": len(pairs), "known to the publisher": correct,
+                     "of all known": correct / max(known, 1)})
+    return pd.DataFrame(rows)
+
+def class_weight_table(
+    dataset: Dataset,
+    split: Split,
+) -> pd.DataFrame:  # class, training images, weight
+    "Tabulate class weights: the inverse frequencies, so that they add up to 1."
+    counts = np.bincount(dataset.labels[split.rows("train")], minlength=len(dataset.classes))
+    weights = 1 / counts / (1 / counts).sum()
+    return pd.DataFrame({"class": dataset.classes, "training images": counts, "weight": weights})
+
+def folder_table(
+    dataset: Dataset,
+    split: Split,
+) -> pd.DataFrame:  # folder, images
+    "Write a split as folders of images, as torchvision's `ImageFolder` reads it, and count them."
+    with TemporaryDirectory() as place:
+        root = export_image_folder(dataset, split, Path(place) / dataset.name.replace(" ", "_"))
+        files = [path.relative_to(place).parent.as_posix() for path in root.rglob("*") if path.is_file()]
+    return pd.Series(files, name="folder").value_counts().sort_index().reset_index(name="images")
+
+def cost_table(
+    networks: dict[str, tuple],  # name -> network of torch, its published cost
+    image_size: int,  # side of the image (pixels)
+) -> pd.DataFrame:  # network, parameters (M), multiply-adds (G), published
+    "Count parameters and multiply-adds of one image."
+    return pd.DataFrame([
+        {"network": name, "parameters (M)": sum(weights.numel() for weights in network.parameters()) / 1e6,
+         "multiply-adds (G)": count_multiply_adds(network, image_size) / 1e9, "published": published}
+        for name, (network, published) in networks.items()])
+
+def label_auc_table(
+    preds: Predictions,  # of two classes
+) -> pd.DataFrame:  # computed from, AUC
+    "Compute the area under the ROC curve from scores, as it is defined, and from predicted labels."
+    labels = np.eye(2)[preds.y_pred]
+    hard = Predictions.from_arrays(preds.ids, preds.y_true, labels, preds.classes)
+    return pd.DataFrame({"computed from": ["scores", "labels"], "AUC": [float(auc(preds)), float(auc(hard))]})
+
+def mcnemar_table(
+    preds: dict[str, Predictions],  # by model, of the same images
+    pairs: list[tuple[str, str]],  # names of two models
+) -> pd.DataFrame:  # first, second, and the columns of `metrics.mcnemar`
+    "Compare pairs of models by McNemar's test."
+    table = pd.concat([mcnemar(preds[first], preds[second]) for first, second in pairs])
+    return table.set_index(pd.MultiIndex.from_tuples(pairs, names=["first", "second"]))
+
 # %% ../nbs/library/studies.ipynb #ed9150cc
 def plot_intervals(
     series: dict[str, list],  # a name for each color -> (value, low, high) at each position
@@ -363,27 +575,31 @@ def plot_intervals(
     panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
     return settle(figure)
 
-def show_confusions(
-    report: Report,
-    preds: dict[str, Predictions],  # by model
-    first: int = 1,  # number in the first figure's name, confusion_1
-):
-    "Show the confusion matrix of each model."
-    for number, (name, one) in enumerate(preds.items(), first):
-        caption = f"{name}: rows are the true classes, columns the predicted ones."
-        display(report.figure(plot_confusion(one), f"confusion_{number}", caption))
-
-def show_errors(
-    report: Report,
-    preds: Predictions,
+def plot_predictions(
     dataset: Dataset,
-    model: str,  # its name
-    size: int = 64,  # side of the images (pixels)
-):  # the figure `wrong`, or a sentence
-    "Draw the errors of highest confidence."
-    if (preds.y_pred == preds.y_true).all(): return Markdown(f"{model} makes no error on the test set.")
-    figure = plot_gallery(preds, dataset, size=size)
-    return report.figure(figure, "wrong", f"{model}: the errors of highest confidence.")
+    preds: dict[str, Predictions],  # by a short name of the model, of the same images
+    n: int,  # images, drawn at random
+    seed: int = 0,  # of the choice
+):  # a figure
+    "Draw some images with their true class and what each model predicts."
+    one, classes = next(iter(preds.values())), np.array(dataset.classes)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(one))[:n])
+    titles = ["\n".join([classes[one.y_true[row]], *(f"{name}: {classes[of.y_pred[row]]}" for name, of in preds.items())])
+              for row in chosen]
+    rows = pd.Index(dataset.items.id).get_indexer(one.ids[chosen])
+    return show_images(dataset.images(64)[rows], titles, columns=4, size=1.6)
+
+def plot_pairs(
+    dataset: Dataset,
+    pairs: pd.DataFrame,  # with the columns id and other
+    size: int,  # side of the images (pixels)
+    n: int = 5,  # pairs, at equal distances in the table
+):  # a figure
+    "Draw some pairs of images, next to each other."
+    some = pairs.iloc[np.linspace(0, len(pairs) - 1, min(n, len(pairs))).astype(int)]
+    rows = pd.Index(dataset.items.id).get_indexer(some[["id", "other"]].to_numpy().ravel())
+    titles = [shorten(dataset.classes[label], 16) for label in dataset.labels[rows]]
+    return show_images(dataset.images(size)[rows], titles, columns=2 * n)
 
 # %% ../nbs/library/studies.ipynb #157cd6c6
 def published_record(
@@ -416,14 +632,27 @@ def show_published(
     preds: dict[str, Predictions],  # by our model
     scores: dict[str, str | Callable],  # see `published_table`
     seed: int = 0,  # of the bootstrap
+    count_differences: bool = False,  # count what a paired test could say of the published differences, list the rest
+    digits: int = 3,  # of the scores
 ) -> pd.DataFrame:  # the audit
     "Show the table `published`, ours behind the published scores, and the table `audit` of what was printed."
     published = published_record(study)
     table = published_table(published, pairs, preds, scores, seed)
-    display(report.table(table, "published", "Published scores and ours."))
+    display(report.table(table, "published", "Published scores and ours.", digits))
     found = audit(published)
-    display(report.table(found, "audit", "The audit of the published tables."))
+    listed = found[found.verdict != "comparison"].reset_index(drop=True) if count_differences else found
+    display(report.table(listed, "audit", "The audit of the published tables."))
+    if count_differences:
+        caption = "Published differences: what any paired test could say."
+        display(report.table(differences(found), "audit_differences", caption))
     return found
+
+def differences(
+    found: pd.DataFrame,  # from `audit`
+) -> pd.DataFrame:  # between a model and the next best on the same images, differences
+    "Count what a paired test could say of the differences that were published."
+    counts = found[found.verdict == "comparison"].finding.str.split(":").str[0].value_counts()
+    return counts.rename_axis("between a model and the next best on the same images").reset_index(name="differences")
 
 # %% ../nbs/library/studies.ipynb #c90aad85
 def try_networks(
@@ -469,6 +698,33 @@ def meanings_of_deviation(
             "half of the 95 % interval over all images (Wilson's)": (high - low) / 2}
     return pd.DataFrame({"±": ways.keys(), "value": ways.values()})
 
+def show_meanings_of_deviation(
+    report: Report,
+    cross_validation: CrossValidation,
+    model: str,  # its name
+    seed: int = 0,  # of the training
+):
+    "Record the mean accuracy of the folds, and show the table `deviation` with what may stand behind its ±."
+    folds = mean_and_deviation(cross_validation.table().accuracy, "split").iloc[0]
+    n = len(cross_validation.out_of_fold)
+    report.record(f"{model}, accuracy, mean of {folds.n:.0f} folds", folds["mean"], folds.low, folds.high, n, [seed])
+    caption = f"{model}, {folds.n:.0f} folds: {folds['mean']:.4f} ± one of these."
+    display(report.table(meanings_of_deviation(cross_validation), "deviation", caption, digits=4))
+
+def show_label_issues(
+    report: Report,
+    preds: Predictions,  # out-of-fold
+    dataset: Dataset,
+):
+    "Record how many labels confident learning flags, and show table and figure `issues` with the first of them."
+    issues = label_issues(preds)
+    count, n = int(issues.issue.sum()), len(dataset)
+    report.record("label errors by confident learning", count, n=n, unit="images", reason="a count")
+    caption = f"The first twenty of {n} labels; confident learning flags {count}."
+    display(report.table(issues.head(20), "issues", caption, digits=2))
+    caption = "The first of them: label, and what the model predicts."
+    display(report.figure(plot_issues(issues, dataset), "issues", caption))
+
 def submit(
     report: Report,
     new: Dataset,  # from `new_images`
@@ -486,3 +742,307 @@ def submit(
     table = write_submission(path, ids, [labels[label] for label in probabilities.argmax(1)], ids)
     print(f"{len(table)} images, by {made_by}")
     return table.head(3)
+
+# %% ../nbs/library/studies.ipynb #75e70da0
+@dataclass
+class Stages:
+    "Models that are cross-validated in several stages, and their out-of-fold predictions for every original image."
+    report: Report
+    dataset: Dataset  # the original images
+    split: Split  # their folds
+    tta: tuple[str, ...]  # test-time augmentations
+    workers: int = 1  # folds at a time
+    models: dict[str, dict] = field(default_factory=dict)  # stage -> model -> `CrossValidation`
+    preds: dict[str, dict] = field(default_factory=dict)  # stage -> model -> `Predictions`
+    augmented: dict[str, dict] = field(default_factory=dict)  # the same, with test-time augmentation
+
+    def add(self,
+        stage: str,
+        models: dict[str, CrossValidation],
+    ):
+        "Add the models of a stage, and predict every original image."
+        self.models[stage], self.preds[stage] = models, self.predict(models, ("identity",))
+        self.augmented[stage] = self.predict(models, self.tta)
+
+    def predict(self,
+        models: dict[str, CrossValidation],
+        tta: tuple[str, ...] = ("identity",),  # test-time augmentations
+    ) -> dict[str, Predictions]:  # by model
+        "Predict every original image by the models that have not seen it."
+        return {name: predict_out_of_fold(one, self.dataset, tta, self.split) for name, one in models.items()}
+
+    def cross_validate(self,
+        stage: str,
+        recipes: dict[str, Recipe],
+        dataset: Dataset | None = None,  # default: all images
+        split: Split | None = None,  # its folds
+    ):
+        "Add a stage of models that start from their recipes."
+        data = (self.dataset, self.split) if dataset is None else (dataset, split)
+        self.add(stage, {name: cross_validate(recipe, *data, workers=self.workers) for name, recipe in recipes.items()})
+
+    def fine_tune(self,
+        stage: str,
+        before: str,  # the stage to start from
+        recipes: dict[str, Recipe],
+        dataset: Dataset,
+        split: Split,  # its folds
+    ):
+        "Add a stage of models that go on from another stage."
+        self.add(stage, {name: fine_tune_folds(self.models[before][name], recipe, dataset, split)
+                         for name, recipe in recipes.items()})
+
+    def by_name(self) -> dict[str, Predictions]:  # e.g. "resnet10t, trained on full"
+        "Return the predictions of all stages, without test-time augmentation."
+        return {f"{name}, trained on {stage}": one for stage, preds in self.preds.items() for name, one in preds.items()}
+
+    def ensembles(self,
+        augmented: bool = False,  # with test-time augmentation
+    ) -> dict[str, Predictions]:  # by stage
+        "Return the mean of all models of each stage."
+        preds = self.augmented if augmented else self.preds
+        return {stage: average(list(of_stage.values())) for stage, of_stage in preds.items()}
+
+    def show_ensembles(self,
+        seed: int = 0,  # in the records
+    ):
+        "Show the table `ensembles`, the gain over the best member in it, and the figure `ensembles`."
+        tables, series = {}, {}
+        for word, members in {"without": self.preds, "with": self.augmented}.items():
+            together = self.ensembles(members is self.augmented)
+            record = f"ensemble of {{model}}, {word} test-time augmentation"
+            gain = pd.DataFrame([gain_over_best(members[stage], one) for stage, one in together.items()])
+            tables[word] = record_scores(self.report, together, {"accuracy": accuracy}, record, seed).join(gain)
+            series[f"{word} test-time augmentation"] = [accuracy(one) for one in together.values()]
+        table = stack_tables(tables, "test-time augmentation")
+        display(self.report.table(table, "ensembles", "Uniform ensembles, every original image.", digits=4))
+        figure = plot_intervals(series, list(self.models), "out-of-fold accuracy")
+        caption = "Ensembles on every original image, 95 % Wilson intervals."
+        display(self.report.figure(figure, "ensembles", caption))
+
+def drop_hardest(
+    dataset: Dataset,
+    split: Split,  # folds
+    preds: list[Predictions],  # out-of-fold, of several models
+    share: float,  # of the images, e.g. 0.005
+) -> tuple[pd.DataFrame, Dataset, Split]:  # the dropped images; the others; their folds
+    "Drop the images with the highest out-of-fold loss, averaged over the models."
+    dropped = label_issues(average(preds), "loss").head(max(1, round(share * len(dataset))))
+    cleaned = dataset.without(dropped.assign(reason="highest out-of-fold loss"))
+    return dropped, cleaned, clean_split(split, cleaned)
+
+# %% ../nbs/library/studies.ipynb #820b8ef5
+@dataclass
+class Study(Models):
+    "The models of one split, and the report that shows them."
+    name: str = ""  # a folder of reports/
+    report: Report = field(default_factory=Report)
+    real_data: str = ""  # folder with the real data; "": synthetic images
+    seed: int = 0  # of trainings and of the bootstrap, and in the records
+
+    def train(self,
+        name: str,
+        recipe: Recipe,  # its seed becomes the study's
+        data: tuple[Dataset, Split] | None = None,  # other data with the same validation and test images
+    ) -> Run:
+        "Train a recipe, and predict the validation set and, once, the test set."
+        return super().train(name, recipe.replace(seed=self.seed), data)
+
+    def show_images(self,
+        per_class: int,  # images of each class
+        columns: int,  # images in a row
+        resolution: int = 64,  # side of an image (pixels)
+        classes=None,  # which classes, in this order; default: all
+        size: float = .8,  # side of an image in the figure (inches)
+    ):  # the figure `images`
+        "Draw the first training images of each class."
+        training, labels = self.split.rows("train"), self.dataset.labels
+        classes = range(len(self.dataset.classes)) if classes is None else classes
+        rows = np.concatenate([training[labels[training] == label][:per_class] for label in classes])
+        titles = [self.dataset.classes[label][:18] for label in labels[rows]]
+        figure = show_images(self.dataset.images(resolution)[rows], titles, columns=columns, size=size)
+        return self.report.figure(figure, "images", "Training images.")
+
+    def show_curves(self,
+        names,  # of trained models; what chose the epoch of the first one chooses the star
+        file: str = "curves",  # the figure's name
+        caption: str = "Learning curves; the star marks the epoch that is kept.",
+    ):  # the figure
+        "Draw the learning curves of some models."
+        runs = {name: self.runs[name] for name in names}
+        monitor = next(iter(runs.values())).recipe.monitor
+        figure = plot_learning_curves({name: run.history for name, run in runs.items()}, monitor)
+        return self.report.figure(figure, file, caption)
+
+    def scores(self,
+        scores: dict[str, str | Callable],  # see `score_intervals`
+        names=None,  # of models; default: all
+        split: str = "test",  # or "validation"
+        record: str = "{model}, {score}, {split}",  # the record's name
+    ) -> pd.DataFrame:  # model, n, and for each score: value, low, high
+        "Record scores, and tabulate them."
+        preds = {"test": self.tests, "validation": self.validation}[split]
+        wanted = {name: preds[name] for name in names or preds}
+        return record_scores(self.report, wanted, scores, record.replace("{split}", split), self.seed)
+
+    def show_scores(self,
+        scores: dict[str, str | Callable],  # of the test set, see `score_intervals`
+        caption: str = "Validation set, and test set of n images.",
+    ):  # the table `scores`
+        "Record the accuracy on the validation set and scores on the test set, and tabulate both."
+        validation = self.scores({"accuracy": accuracy}, split="validation").drop(columns="n")
+        validation = validation.rename(columns=lambda name: name.replace("accuracy", "validation accuracy"))
+        return self.report.table(validation.merge(self.scores(scores), on="model"), "scores", caption, digits=4)
+
+    def gains(self,
+        pairs: list[tuple[str, str]],  # names of two models
+        record: str = "top-1 accuracy, {second} minus {first}, test",  # the record's name
+        statistic: Callable = top_k_accuracy,  # function of predictions and weights
+    ) -> pd.DataFrame:  # first, second, n, gain, low, high, McNemar's p
+        "Record paired differences on the test set, second minus first, and tabulate them."
+        return record_gains(self.report, self.tests, pairs, record, self.seed, statistic)
+
+    def show_confusions(self,
+        names,  # of models
+        first: int = 1,  # number in the first figure's name, confusion_1
+    ):
+        "Show the confusion matrix of each model on the test set."
+        for number, name in enumerate(names, first):
+            caption = f"{name}: rows are the true classes, columns the predicted ones."
+            display(self.report.figure(plot_confusion(self.tests[name]), f"confusion_{number}", caption))
+
+    def show_errors(self,
+        name: str,  # of a model
+        size: int = 64,  # side of the images (pixels)
+    ):  # the figure `wrong`, or a sentence
+        "Draw the errors of highest confidence on the test set."
+        preds = self.tests[name]
+        if (preds.y_pred == preds.y_true).all(): return Markdown(f"{name} makes no error on the test set.")
+        figure = plot_gallery(preds, self.dataset, size=size)
+        return self.report.figure(figure, "wrong", f"{name}: the errors of highest confidence.")
+
+    def show_model(self,
+        name: str,
+    ):
+        "Show the table `per_class` of a model on the test set, its confusion matrix and its errors."
+        table, figure = per_class(self.tests[name], seed=self.seed), plot_confusion(self.tests[name])
+        display(self.report.table(table, "per_class", f"{name}: each class of the test set."))
+        caption = f"{name}: rows are the true classes, columns the predicted ones."
+        display(self.report.figure(figure, "confusion", caption))
+        display(self.show_errors(name))
+
+    def show_slices(self,
+        name: str,  # of a model
+        by,  # a metadata column, or a value for each image of the data set
+        file: str,  # the figure's name
+        what: str,  # of the figure's caption, e.g. "acquisition batch"
+    ):  # the figure
+        "Draw a model's accuracy in each slice of the test set."
+        preds = self.tests[name]
+        figure = plot_slices(slices(preds, self.dataset, by), accuracy(preds)[0])
+        return self.report.figure(figure, file, f"{name}: accuracy in each {what}.")
+
+    def compare_with(self,
+        first: str,  # of a model
+        others,  # names of other models
+        file: str,  # the table's name
+        caption: str,  # of the table
+        statistic: Callable = top_k_accuracy,  # function of predictions and weights
+        score: str = "top-1 accuracy",  # its name in the records
+    ):  # the table
+        "Record how much better other models are than the first one on the test set, and tabulate it."
+        pairs = [(first, other) for other in others if other != first]
+        table = self.gains(pairs, f"{score}, {{second}} minus {{first}}, test", statistic)
+        return self.report.table(table, file, caption, digits=4)
+
+    def show_per_class(self,
+        names: dict[str, str],  # of models -> short names for the figure
+    ):
+        "Show the tables `per_class_1` and so on, and the figure `per_class` that compares F1."
+        for number, name in enumerate(names, 1):
+            table = per_class(self.tests[name], seed=self.seed)
+            caption = f"{name}: each class of the test set."
+            display(self.report.table(table, f"per_class_{number}", caption, digits=2))
+        figure = plot_per_class({short: self.tests[name] for name, short in names.items()})
+        caption = "; ".join(f"{short}: {name}" for name, short in names.items())
+        display(self.report.figure(figure, "per_class", f"F1 of each class. {caption}."))
+
+    def show_predictions(self,
+        names: dict[str, str],  # of models -> short names
+        n: int = 8,  # images, drawn at random
+    ):  # the figure `gallery`
+        "Draw some test images with their true class and what each model predicts."
+        figure = plot_predictions(self.dataset, {short: self.tests[name] for name, short in names.items()}, n, self.seed)
+        caption = "Random test images: the true class, and the prediction of each model."
+        return self.report.figure(figure, "gallery", caption)
+
+    def show_reliability(self,
+        names,  # of models
+    ):  # the figure `reliability`
+        "Draw accuracy against confidence on the test set."
+        figure = plot_reliability({name: self.tests[name] for name in names})
+        return self.report.figure(figure, "reliability", "Accuracy against confidence on the test set.")
+
+    def show_comparisons(self,
+        pairs: list[tuple[str, str]],  # names of two models
+    ):
+        "Show the tables `mcnemar` and, for each pair, `comparison_0` and so on, with the paired bootstrap of all scores."
+        display(self.report.table(mcnemar_table(self.tests, pairs), "mcnemar", "McNemar's test."))
+        for number, pair in enumerate(pairs):
+            table = compare(*(self.tests[name] for name in pair), names=pair, seed=self.seed)
+            caption = f"{' and '.join(pair)} on the same test images."
+            display(self.report.table(table, f"comparison_{number}", caption))
+
+    def show_published(self,
+        pairs: list[tuple],  # see `published_table`
+        scores: dict[str, str | Callable],  # see `published_table`
+    ) -> pd.DataFrame:  # the audit
+        "Show the tables `published` and `audit`."
+        return show_published(self.report, self.name, pairs, self.tests, scores, self.seed)
+
+    def submit(self,
+        name: str,  # of a model
+        size: int = 64,  # side of synthetic images (pixels)
+        tta: tuple[str, ...] | None = None,  # test-time augmentations; default: those of the model
+        labels: list | None = None,  # what to write for each class; default: its number
+    ) -> pd.DataFrame:  # id, label: the first three rows
+        "Predict the images without labels, and write submission.csv into the report's folder."
+        new = new_images(self.name, self.real_data, self.dataset.classes, size=size, seed=self.seed + 1)
+        return submit(self.report, new, self.predict(name, new, tta=tta), name, self.real_data, labels=labels)
+
+    def try_networks(self,
+        names: list[str],  # of recipes
+        size: str,  # of the study
+    ) -> Markdown:  # how long the whole trainings would take
+        "Show the table `own_networks`: the recipes run."
+        return try_networks(self.report, names, self.dataset, self.split, size)
+
+# %% ../nbs/library/studies.ipynb #d3bb4086
+def studies_of_seeds(
+    report: Report,
+    dataset: Dataset,
+    seeds: list[int],
+    shares: tuple[float, float, float],  # of training, validation and test set; they add up to 1
+    weights: str = "",  # file or word of the main model's weights, for the manifest
+    **fields,  # of `Study`: name, real_data
+) -> dict[int, Study]:  # by seed
+    "Split the data set once for each seed, and show the table `split` of the first one."
+    splits = {seeds[0]: split_data(report, dataset, shares, seeds[0], weights)}
+    splits |= {seed: Split.holdout(dataset, *shares, seed=seed) for seed in seeds[1:]}
+    return {seed: Study(dataset, split, report=report, seed=seed, **fields) for seed, split in splits.items()}
+
+def seed_scores(
+    studies: dict[int, Study],  # by seed
+    scores: dict[str, str | Callable],  # see `score_intervals`
+) -> pd.DataFrame:  # seed, model, n, and for each score: value, low, high
+    "Record the scores of all models on the test set, and tabulate them."
+    return stack_tables({seed: study.scores(scores, record=f"{{model}}, {{score}}, test, seed {seed}")
+                         for seed, study in studies.items()}, "seed")
+
+def seed_gains(
+    studies: dict[int, Study],  # by seed
+    pairs: list[tuple[str, str]],  # names of two models
+) -> pd.DataFrame:  # seed, first, second, n, gain, low, high, McNemar's p
+    "Record paired differences in accuracy on the test set, second minus first, and tabulate them."
+    record = "top-1 accuracy, {{second}} minus {{first}}, test, seed {}"
+    return stack_tables({seed: study.gains(pairs, record.format(seed)) for seed, study in studies.items()}, "seed")

@@ -14,20 +14,23 @@ from pathlib import Path
 import course_ml
 import numpy as np
 import pandas as pd
+from safetensors.torch import save_file
 from scipy.stats import t
-from .runtime import Progress
+from .runtime import Progress, set_seed
 from .config import Recipe
 from .data import Dataset, Split
 from .readers import export_image_folder
 from .speed import Choice, probe_speed
+from .baselines import build_cnn, CNNS
 from .transfer import build_model
 from .plots import COLORS, MARKERS, new_figure, settle
 from .reporting import Report
 
 # %% auto #0
-__all__ = ['DEFAULT', 'Peer', 'few_images', 'noise_file', 'record_ratio', 'ratio_table', 'batch_at', 'probe_networks',
-           'compare_choices', 'measure_rates', 'measure_compiling', 'target_row', 'record_times', 'plot_ratios',
-           'plot_times', 'plot_growth']
+__all__ = ['DEFAULT', 'Peer', 'start_peers', 'few_images', 'noise_file', 'record_ratio', 'ratio_table', 'batch_at',
+           'probe_networks', 'compare_choices', 'measure_rates', 'measure_compiling', 'compile_table', 'frozen_table',
+           'measure_growth', 'target_row', 'epoch_rows', 'time_same_recipe', 'start_weights', 'time_defaults',
+           'record_times', 'slower_cases', 'plot_ratios', 'plot_times', 'plot_growth']
 
 # %% ../nbs/library/benchmarking.ipynb #0025461e
 class Peer:
@@ -66,6 +69,17 @@ class Peer:
         "End the process."
         self.process.stdin.close()
         self.process.wait()
+
+def start_peers(
+    workplace: Path,  # folder for logs and caches
+    fastai_python: str,  # Python of fastai's environment, seen from the folder that holds course_ml
+) -> dict[str, Peer]:  # by name; without fastai, where its environment is not there
+    "Start a process for each way of training."
+    root = Path(course_ml.__file__).parents[1]
+    scripts = {"ours": "ours_peer.py", "plain": "plain_peer.py", "Keras": "keras_peer.py"}
+    peers = {name: Peer(name, root / "tools/peers" / script, workplace) for name, script in scripts.items()}
+    python, script = root / fastai_python, root / "tools/peers/fastai_peer.py"
+    return peers | ({"fastai": Peer("fastai", script, workplace, python)} if python.exists() else {})
 
 # %% ../nbs/library/benchmarking.ipynb #d14a8800
 def few_images(
@@ -214,6 +228,52 @@ def measure_compiling(
             "images a second": rates[0], "compiled": rates[1], "times as fast": rates[1] / rates[0],
             "won back after (images)": "never" if images is None else f"{images:,.0f}"}
 
+def compile_table(
+    peer: Peer,  # ours
+    models: list[str],  # names of timm
+    size: int,  # of the images (pixels)
+    batch_size: int,
+    folder: str,  # of images
+    chosen: dict,  # from `probe_networks`; the default where a network is not in it
+    seconds: float,  # of one measurement
+    repeats: int,
+) -> pd.DataFrame:  # a row for each model
+    "Measure `torch.compile` in training."
+    default = {"training": DEFAULT, "inference": DEFAULT}
+    job = {"image_size": size, "batch_size": batch_size, "folder": folder}
+    return pd.DataFrame([measure_compiling(peer, model, job | {"chosen": chosen.get((model, size), default)}, seconds,
+                                           repeats) for model in models])
+
+def frozen_table(
+    peers: dict[str, Peer],  # ours and plain
+    epochs: int,
+    **job,  # model, image_size, batch_size, folder
+) -> tuple[pd.DataFrame, float, str]:  # way, seconds, of them in the head; how many times as fast; how it was measured
+    "Measure epochs of a head on features that are computed once, and one epoch of the uncached loop."
+    cached = peers["ours"].ask("frozen_head", **job, epochs=epochs)
+    epoch = peers["plain"].ask("frozen_epoch", **job)["seconds"]
+    table = pd.DataFrame({"way": ["features once (ours)", f"uncached (plain), 1 epoch measured x {epochs}"],
+                          "seconds": [cached["seconds"], epoch * epochs],
+                          "of them in the head": [cached["head"], np.nan]})
+    how = f"one run; the uncached time is {epochs} times one measured epoch of {epoch:.1f} s"
+    return table, epoch * epochs / cached["seconds"], how
+
+def measure_growth(
+    counts: list[int],  # images of each set
+    workplace: Path,  # folder for the sets and for the processes' logs
+) -> pd.DataFrame:  # images, size of the set (MB), seconds, images a second, own memory (MB), mapped (MB)
+    "Train for one epoch over memory-mapped sets of noise, each in a process of its own."
+    rows = []
+    for n in counts:
+        process = Peer("growth", Path(course_ml.__file__).parents[1] / "tools/peers/ours_peer.py", workplace)
+        result = process.ask("grow", file=noise_file(n, workplace), batch_size=64)
+        process.close()
+        rate, memory = result["images a second"], result["memory"]
+        rows.append({"images": n, "size of the set (MB)": n * 32 * 32 * 3 / 1e6, "seconds": n / rate,
+                     "images a second": rate, "own memory (MB)": memory["own"] / 1e6,
+                     "mapped (MB)": memory["mapped"] / 1e6})
+    return pd.DataFrame(rows)
+
 # %% ../nbs/library/benchmarking.ipynb #363e6f70
 def target_row(
     result: dict,  # of a peer: "epochs" is a list of {"seconds", "accuracy"}
@@ -224,6 +284,62 @@ def target_row(
     reached = next((row["seconds"] for row in epochs if row["accuracy"] >= target), np.nan)
     return {"seconds to the target": reached, "epochs": len(epochs), "seconds in all": epochs[-1]["seconds"],
             "highest accuracy": max(row["accuracy"] for row in epochs)}
+
+def epoch_rows(
+    result: dict,  # of a peer
+    **more,  # columns: panel, peer, start
+) -> list[dict]:  # seconds, accuracy and those columns
+    "Return the epochs of a training, for the figure."
+    return [{**more, **row} for row in result["epochs"]]
+
+def time_same_recipe(
+    peers: dict[str, Peer],
+    recipe: Recipe,  # of one of the CNNs
+    folder: str,  # of images
+    classes: int,  # number of classes
+    starts: int,  # random starts
+    target: float,  # validation accuracy to reach
+    limit: float,  # seconds after which a peer need not go on
+) -> tuple[pd.DataFrame, list[dict]]:  # peer, start and the columns of `target_row`; rows of the figure
+    "Let all peers but the plain loop train the same model from the same start with the same recipe."
+    table, lines, size = [], [], recipe.image_size
+    fields = {name: getattr(recipe, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay")}
+    for seed, name in [(seed, name) for seed in range(starts) for name in peers if name != "plain"]:
+        job = {"network": recipe.backbone, "start": start_weights(recipe, classes, seed, Path(folder).parent),
+               "folder": folder, "seed": seed}
+        others = dict(recipe=fields, image_size=size, target=target, limit=limit)
+        result = (peers[name].ask("fit_recipe", **job, recipe=recipe.to_yaml()) if name == "ours" else
+                  peers[name].ask("fit_same", **job, **others))
+        lines += epoch_rows(result, panel="(a) same recipe", peer=name, start=seed)
+        table.append({"peer": name, "start": seed, **target_row(result, target)})
+    return pd.DataFrame(table), lines
+
+def start_weights(
+    recipe: Recipe,  # of one of the CNNs
+    classes: int,  # number of classes
+    seed: int,
+    folder: Path,
+) -> str:  # the file
+    "Write random weights for all peers to start from."
+    path = folder / f"start_{seed}.safetensors"
+    set_seed(seed)
+    save_file(build_cnn(CNNS[recipe.backbone], recipe.image_size, classes).state_dict(), path)
+    return str(path)
+
+def time_defaults(
+    peers: dict[str, Peer],
+    folder: str,  # of images
+    size: int,  # of the images (pixels)
+    target: float,  # validation accuracy to reach
+    limit: float,  # seconds after which a peer need not go on
+) -> tuple[pd.DataFrame, list[dict]]:  # peer, parameters and the columns of `target_row`; rows of the figure
+    "Let the other libraries train with their own defaults."
+    table, lines = [], []
+    for name in [name for name in peers if name not in ("ours", "plain")]:
+        result = peers[name].ask("fit_default", folder=folder, image_size=size, seed=0, target=target, limit=limit)
+        lines += epoch_rows(result, panel="(b) others' defaults", peer=name, start=0)
+        table.append({"peer": name, "parameters": result["parameters"], **target_row(result, target)})
+    return pd.DataFrame(table), lines
 
 def record_times(
     report: Report,
@@ -242,6 +358,23 @@ def record_times(
         bound = f"a lower bound: {name} did not reach {target:.0%} in the time it had"
         reason = bound if rows["seconds to the target"].isna().any() else ""
         record_ratio(report, f"{record}_{name.lower()}", np.resize(theirs, len(ours)) / ours, reason, range(len(ours)))
+
+# %% ../nbs/library/benchmarking.ipynb #9864ab9d
+def slower_cases(
+    report: Report,
+    ratios: pd.DataFrame,  # model, size, what; columns: ours divided by each of the others
+    choices: pd.DataFrame,  # from `compare_choices`
+    but: tuple[str, ...] = (),  # names of records that are among the choices
+) -> list[str]:  # a sentence each
+    "List where ours is slower, and what could not be compared."
+    lost = [f"{model} at {size} pixels, {what}, compared with {name}: {value:.2f}"
+            for (model, size, what), row in ratios.iterrows() for name, value in row.items() if value < 1]
+    lost += [f"the probe's choice for {row.model} at {row['size']} pixels, {row.what}: {row['chosen / default']:.2f} of "
+             "the default" for _, row in choices.iterrows() if row["chosen / default"] < .95]
+    for name, record in report.records.items():
+        if record["value"] is None: lost.append(f"{name}: no ratio, because {record['reason']}")
+        elif record["value"] < 1 and name not in but: lost.append(f"{name}: {record['value']:.2f}")
+    return lost
 
 # %% ../nbs/library/benchmarking.ipynb #5774ac12
 def plot_ratios(

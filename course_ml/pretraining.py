@@ -25,18 +25,20 @@ from .runtime import Progress
 from .config import HeadOnly, Recipe, Rotation, Zoom
 from .data import Dataset, Split
 from .predictions import Predictions
+from .synthetic import digits
+from .readers import read_dataset
 from .training import to_batch
 from .transfer import build_model
 from .features import frozen_features
 from .experiment import evaluate_test, train_recipe
-from .plots import new_figure
+from .plots import COLORS, MARKERS, new_figure, settle
 
 # %% auto #0
-__all__ = ['SHAPES', 'TEXTURES', 'PIXELS', 'MEAN', 'STD', 'pixel_grid', 'varied', 'each', 'outlined', 'melted', 'splat',
-           'written', 'fractal', 'bent_gratings', 'filtered_noise', 'cells', 'dead_leaves', 'random_network',
+__all__ = ['SHAPES', 'TEXTURES', 'PIXELS', 'MEAN', 'STD', 'REAL_SETS', 'pixel_grid', 'varied', 'each', 'outlined', 'melted',
+           'splat', 'written', 'fractal', 'bent_gratings', 'filtered_noise', 'cells', 'dead_leaves', 'random_network',
            'with_contrast', 'draw_class', 'draw_store', 'plot_kinds', 'place', 'paint', 'stand', 'spoil', 'pick',
-           'compose', 'plot_composed', 'Pretraining', 'write_weights', 'check_weights', 'small_split', 'backbone_of',
-           'regress', 'train_all_weights']
+           'compose', 'plot_composed', 'Pretraining', 'plot_losses', 'write_weights', 'check_weights', 'small_split',
+           'small_sets', 'backbone_of', 'regress', 'train_all_weights', 'compare_weights', 'plot_gains']
 
 # %% ../nbs/library/pretraining.ipynb #3184956b
 def pixel_grid(
@@ -398,6 +400,33 @@ class Pretraining:
         columns = ["shape", "texture", "ground", "colors", "seconds"]
         return pd.DataFrame(history, columns=columns, index=pd.RangeIndex(1, self.epochs + 1, name="epoch"))
 
+    def info(self,
+        history: pd.DataFrame,  # from `run`
+    ) -> dict[str, str]:  # for the header of the weights file
+        "Return what a user of the weights must know."
+        known = {"architecture": "resnet10t", "input_size": f"3, {PIXELS}, {PIXELS}", "mean": "0.5, 0.5, 0.5",
+                 "std": "0.5, 0.5, 0.5", "license": "Apache-2.0", "source": "nbs/reports/packaged_resnet.ipynb",
+                 "recipe": self.name, "images_seen": self.epochs * self.steps * self.batch_size}
+        settings = ("classes", "images_per_class", "epochs", "final_epochs", "seed")
+        known |= {name: getattr(self, name) for name in settings}
+        known |= {"seconds": f"{history.seconds.sum():.0f}", "torch": torch.__version__, "timm": timm.__version__}
+        return {name: str(value) for name, value in known.items()}
+
+def plot_losses(
+    history: pd.DataFrame,  # from `Pretraining.run`
+    classes: int,
+):  # a figure
+    "Draw the loss of each prediction over the epochs, with the loss of guessing a class."
+    figure, axes = new_figure(1, 2, height=2.6, sharex=True)
+    columns = {"cross-entropy": ["shape", "texture", "ground"], "mean squared error": ["colors"]}
+    for axis, (label, names) in zip(axes[0], columns.items()):
+        for name, marker in zip(names, MARKERS): axis.plot(history[name], marker=marker, markersize=3, label=name)
+        axis.set(xlabel="epoch", ylabel=label)
+    axes[0, 0].axhline(math.log(classes), color="gray", linestyle=":", label="guessing")
+    axes[0, 1].set_yscale("log")
+    for axis in axes[0]: axis.legend(fontsize=8)
+    return settle(figure)
+
 # %% ../nbs/library/pretraining.ipynb #ca815fd0
 def write_weights(
     file: Path,  # the safetensors file
@@ -423,6 +452,9 @@ def check_weights(
     timm.create_model("resnet10t", num_classes=0).load_state_dict(load_file(file), strict=True)
 
 # %% ../nbs/library/pretraining.ipynb #e39a903a
+REAL_SETS = {"cactus": "aerial_cactus", "leaves": "leaf_species_philmedic", "blood cells": "blood_cells_pbc",
+             "life10": "tiny_imagenet_life10", "cifar10": "cifar10"}  # folders of the real sets
+
 def small_split(
     dataset: Dataset,
     train: int,  # images to learn from
@@ -437,6 +469,17 @@ def small_split(
     small = dataset.take(np.concatenate(list(chosen.values())))
     names = [name for name, rows in chosen.items() for _ in rows]
     return small, Split(list(small.items.id), names, list(small.items.group), seed)
+
+def small_sets(
+    real_data: str,  # folder with the folders of `REAL_SETS`; "": the built-in digits alone
+    **few,  # options of `small_split`
+) -> tuple[dict, list[str]]:  # name -> (data set, split); names of the sets that are not there
+    "Take a few images of each set that is there."
+    paths = {name: Path(real_data) / folder for name, folder in REAL_SETS.items() if real_data}
+    found = {name: path for name, path in paths.items() if path.is_dir()}
+    sets = {"digits": small_split(digits(PIXELS), **few)}
+    sets |= {name: small_split(read_dataset(path, name=name), **few) for name, path in found.items()}
+    return sets, [name for name in REAL_SETS if name not in found]
 
 def backbone_of(
     weights: str,  # "none" or a file
@@ -485,3 +528,35 @@ def train_all_weights(
                     image_size=PIXELS, seed=seed)
     runs = [train_recipe(recipe.replace(learning_rate=rate), dataset, split) for rate in (.0005, .002)]
     return evaluate_test(min(runs, key=lambda run: run.history.validation_loss.min()), dataset, split)
+
+def compare_weights(
+    weights: str,  # a file
+    sets: dict[str, tuple],  # from `small_sets`
+    epochs: int,  # of the trainings
+    seed: int = 0,
+) -> dict[str, dict[str, Predictions]]:  # set -> method -> predictions for the test set
+    "Use the weights in two ways, and do the same without them."
+    methods = {"random, frozen": lambda *data: regress("none", *data, seed),
+               "packaged, frozen": lambda *data: regress(weights, *data, seed),
+               "CNN from scratch": lambda *data: train_all_weights("baseline_cnn", "none", *data, epochs, seed),
+               "ResNet from scratch": lambda *data: train_all_weights("resnet10t", "none", *data, epochs, seed),
+               "packaged, fine-tuned": lambda *data: train_all_weights("resnet10t", weights, *data, epochs, seed)}
+    return {name: {method: run(*data) for method, run in methods.items()} for name, data in sets.items()}
+
+def plot_gains(
+    gains: pd.DataFrame,  # columns set, comparison, gain, low, high (0 to 1)
+):  # a figure
+    "Draw gains in accuracy with their intervals, a row for each set."
+    sets = list(gains["set"].unique())
+    figure, ((axis,),) = new_figure(height=.7 * len(sets) + 1.2)
+    for k, (comparison, rows) in enumerate(gains.groupby("comparison", sort=False)):
+        percent = 100 * rows[["gain", "low", "high"]]
+        ends = np.stack([percent.gain - percent.low, percent.high - percent.gain])
+        style = dict(fmt=MARKERS[k], color=COLORS[k], capsize=3, label=comparison)
+        axis.errorbar(percent.gain, np.arange(len(sets)) + .22 * (k - 1), xerr=ends, **style)
+    axis.axvline(0, color="black", linewidth=.8)
+    axis.set_yticks(range(len(sets)), sets)
+    axis.invert_yaxis()
+    axis.set_xlabel("gain in top-1 accuracy (percentage points), 95 % interval")
+    figure.legend(loc="outside upper center", fontsize=8)
+    return settle(figure)

@@ -586,7 +586,7 @@ def plot_predictions(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(one))[:n])
     titles = ["\n".join([classes[one.y_true[row]], *(f"{name}: {classes[of.y_pred[row]]}" for name, of in preds.items())])
               for row in chosen]
-    rows = pd.Index(dataset.items.id).get_indexer(one.ids[chosen])
+    rows = pd.Index(dataset.items.id).get_indexer([one.ids[row] for row in chosen])
     return show_images(dataset.images(64)[rows], titles, columns=4, size=1.6)
 
 def plot_pairs(

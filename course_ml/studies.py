@@ -36,9 +36,11 @@ from course_ml.plots import (
 )
 from .interpretation import plot_slices, slices
 from course_ml.crossval import (
-    average, cross_validate, CrossValidation, mean_and_deviation, predict_out_of_fold, write_submission,
+    average, cross_validate, CrossValidation, mean_and_deviation, predict_folds, predict_out_of_fold,
+    write_submission,
 )
 from .cleaning import clean_split, label_issues, outlier_scores, plot_issues
+from .tuning import plot_tuning, Search
 from .audit import audit, compare_with_published
 from .published_records import read_record
 from .reporting import Report
@@ -50,11 +52,11 @@ __all__ = ['FOLDERS', 'FINE_TUNING', 'IMAGENET', 'choose_size', 'study_data', 's
            'backbone_recipes', 'keras_recipes', 'recipe_layers', 'Models', 'accuracy', 'of_class', 'mean_f1',
            'macro_f1', 'score_intervals', 'score_table', 'record_scores', 'record_gains', 'gain_over_best',
            'is_contaminated', 'contamination_note', 'interval_text', 'with_interval', 'stack_tables', 'record_areas',
-           'known_pairs', 'class_weight_table', 'folder_table', 'cost_table', 'label_auc_table', 'mcnemar_table',
-           'plot_intervals', 'plot_predictions', 'plot_pairs', 'published_record', 'published_table', 'show_published',
-           'differences', 'try_networks', 'fine_tune_folds', 'meanings_of_deviation', 'show_meanings_of_deviation',
-           'show_label_issues', 'submit', 'Stages', 'drop_hardest', 'Study', 'studies_of_seeds', 'seed_scores',
-           'seed_gains']
+           'known_pairs', 'class_table', 'class_weight_table', 'folder_table', 'cost_table', 'label_auc_table',
+           'mcnemar_table', 'plot_intervals', 'plot_groups', 'plot_predictions', 'plot_pairs', 'published_record',
+           'published_table', 'show_published', 'differences', 'try_networks', 'fine_tune_folds',
+           'meanings_of_deviation', 'show_meanings_of_deviation', 'show_label_issues', 'show_search', 'submit',
+           'Stages', 'drop_hardest', 'Study', 'studies_of_seeds', 'seed_scores', 'seed_gains']
 
 # %% ../nbs/library/studies.ipynb #a68090b8
 def choose_size(
@@ -301,6 +303,16 @@ class Models:
         for preds in (self.validation, self.tests): preds[name] = average([preds[member] for member in members])
         self.members[name], self.tta[name] = list(members), ("identity",)
 
+    def add_mean_of_best(self,
+        names: list[str],  # to choose from
+        n: int = 2,  # models
+    ) -> str:  # its name
+        "Add the mean of the models with the highest validation accuracy."
+        best = sorted(names, key=lambda name: -accuracy(self.validation[name])[0])[:n]
+        name = f"mean of {' and '.join(best)}"
+        self.add_mean(name, best)
+        return name
+
     def add_tta(self,
         name: str,
         model: str,  # the name of the model to augment
@@ -511,6 +523,13 @@ def known_pairs(
                      "of all known": correct / max(known, 1)})
     return pd.DataFrame(rows)
 
+def class_table(
+    dataset: Dataset,
+    groups,  # a name for each image
+) -> pd.DataFrame:  # a row for each class, a column for each group
+    "Count the images of each class in each group."
+    return pd.crosstab(np.array(dataset.classes)[dataset.labels], np.array(groups), rownames=["class"], colnames=[None])
+
 def class_weight_table(
     dataset: Dataset,
     split: Split,
@@ -574,6 +593,16 @@ def plot_intervals(
     panel.set(ylabel=ylabel, **axis)
     panel.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
     return settle(figure)
+
+def plot_groups(
+    scores: pd.DataFrame,  # model, and for each group the columns "F1 of the GROUP", ... low, ... high
+    groups: dict[str, np.ndarray],  # name -> indices of its classes
+):  # a figure
+    "Draw the mean F1 of some groups of classes, with intervals."
+    series = {row.model: [[row[f"F1 of the {name}{end}"] for end in ("", " low", " high")] for name in groups]
+              for _, row in scores.iterrows()}
+    positions = [f"{name} ({len(classes)} classes)" for name, classes in groups.items()]
+    return plot_intervals(series, positions, "mean F1 of the classes", ylim=(0, 1))
 
 def plot_predictions(
     dataset: Dataset,
@@ -725,6 +754,20 @@ def show_label_issues(
     caption = "The first of them: label, and what the model predicts."
     display(report.figure(plot_issues(issues, dataset), "issues", caption))
 
+def show_search(
+    report: Report,
+    search: Search,
+    n: int = 5,  # trials in the table
+):
+    "Show the table `search` with the best trials, and the figure `search` with all of them."
+    trials = search.table().rename(columns={"value": "accuracy"})
+    complete, pruned = trials[trials.state == "complete"], (trials.state == "pruned").sum()
+    best = complete.nlargest(n, "accuracy").drop(columns=["state", "why"]).reset_index(drop=True)
+    caption = f"The best of {len(trials)} trials; {pruned} were stopped early."
+    display(report.table(best, "search", caption, digits=4))
+    caption = "Each trial and the best so far; how much each hyperparameter mattered."
+    display(report.figure(plot_tuning(search), "search", caption))
+
 def submit(
     report: Report,
     new: Dataset,  # from `new_images`
@@ -795,6 +838,26 @@ class Stages:
     def by_name(self) -> dict[str, Predictions]:  # e.g. "resnet10t, trained on full"
         "Return the predictions of all stages, without test-time augmentation."
         return {f"{name}, trained on {stage}": one for stage, preds in self.preds.items() for name, one in preds.items()}
+
+    def kept_and_every(self,
+        cleaned: Dataset,  # the images that are kept
+        seed: int = 0,  # in the records
+    ) -> pd.DataFrame:  # model; n, accuracy, low, high on the kept images, and the same on every image
+        "Record the accuracy of all stages on the kept images and on every original image, and tabulate both."
+        every = self.by_name()
+        kept = {name: replace(one, table=one.table[one.table.id.isin(cleaned.items.id)]) for name, one in every.items()}
+        score, record = {"accuracy": accuracy}, "{{model}}, scored on {}"
+        reason = "not comparable: the hardest images are left out"
+        on_kept = record_scores(self.report, kept, score, record.format("the kept images"), seed, reason)
+        on_every = record_scores(self.report, every, score, record.format("every original image"), seed)
+        return pd.merge(on_kept, on_every, on="model", suffixes=(" (kept)", " (every)"))
+
+    def predict_new(self,
+        stage: str,
+        new: Dataset,  # images without labels
+    ) -> np.ndarray:  # (n, classes) probabilities
+        "Predict new images by all folds of a stage's models, with test-time augmentation."
+        return np.mean([predict_folds(one, new, self.tta) for one in self.models[stage].values()], axis=0)
 
     def ensembles(self,
         augmented: bool = False,  # with test-time augmentation
@@ -992,6 +1055,18 @@ class Study(Models):
             table = compare(*(self.tests[name] for name in pair), names=pair, seed=self.seed)
             caption = f"{' and '.join(pair)} on the same test images."
             display(self.report.table(table, f"comparison_{number}", caption))
+
+    def try_tta(self,
+        name: str,  # of a model
+        tta: tuple[str, ...],  # see `experiment.TTA`
+    ) -> str:  # the new name
+        "Add a model with test-time augmentation, record its gain on the test set, and show it in a sentence."
+        new = f"{name}, test-time augmentation"
+        self.add_tta(new, name, tta)
+        gain = self.gains([(name, new)], "top-1 accuracy, {first}, gain of test-time augmentation, test").iloc[0]
+        gained = with_interval(gain, "gain", 4, "+")
+        display(Markdown(f"The mean over {', '.join(tta)} gains {gained}; McNemar's p {gain.iloc[-1]:.2g}."))
+        return new
 
     def show_published(self,
         pairs: list[tuple],  # see `published_table`

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/benchmarking.ipynb #0b09e074
 from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -11,20 +12,22 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-import course_ml
+
 import numpy as np
 import pandas as pd
 from safetensors.torch import save_file
 from scipy.stats import t
-from .runtime import Progress, set_seed
+
+import course_ml
+from .baselines import CNNS, build_cnn
 from .config import Recipe
 from .data import Dataset, Split
-from .readers import export_image_folder
-from .speed import Choice, probe_speed
-from .baselines import build_cnn, CNNS
-from .transfer import build_model
 from .plots import COLORS, MARKERS, new_figure, settle
+from .readers import export_image_folder
 from .reporting import Report
+from .runtime import Progress, set_seed
+from .speed import Choice, probe_speed
+from .transfer import build_model
 
 # %% auto #0
 __all__ = ['DEFAULT', 'Peer', 'start_peers', 'few_images', 'noise_file', 'record_ratio', 'ratio_table', 'batch_at',
@@ -54,7 +57,8 @@ class Peer:
     def read(self) -> dict:
         "Read one line. Raises `RuntimeError` with the last words of a process that ended."
         line = self.process.stdout.readline()
-        if not line: raise RuntimeError(f"the process of {self.name} ended:\n{self.log.read_text()[-2000:]}")
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended:\n{self.log.read_text()[-2000:]}")
         return json.loads(line)
 
     def ask(self,
@@ -409,7 +413,7 @@ def plot_times(
     target: float,  # validation accuracy
 ):  # a figure
     "Draw validation error over time, a panel for each comparison."
-    panels = [name for name in epochs.panel.unique()]
+    panels = list(epochs.panel.unique())
     figure, axes = new_figure(1, len(panels), height=3, sharey=True)
     for axis, panel in zip(axes[0], panels):
         for k, name in enumerate(epochs.peer.unique()):

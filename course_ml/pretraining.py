@@ -4,10 +4,12 @@
 
 # %% ../nbs/library/pretraining.ipynb #09d2b667
 from __future__ import annotations
+
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import timm
@@ -20,18 +22,19 @@ from scipy.ndimage import gaussian_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .provenance import atomic_path, cache_folder, content_hash, derive_seed
-from .runtime import Progress
+
 from .config import HeadOnly, Recipe, Rotation, Zoom
 from .data import Dataset, Split
+from .experiment import evaluate_test, train_recipe
+from .features import frozen_features
+from .plots import COLORS, MARKERS, new_figure, settle
 from .predictions import Predictions
-from .synthetic import digits
+from .provenance import atomic_path, cache_folder, content_hash, derive_seed
 from .readers import read_dataset
+from .runtime import Progress
+from .synthetic import digits
 from .training import to_batch
 from .transfer import build_model
-from .features import frozen_features
-from .experiment import evaluate_test, train_recipe
-from .plots import COLORS, MARKERS, new_figure, settle
 
 # %% auto #0
 __all__ = ['SHAPES', 'TEXTURES', 'PIXELS', 'MEAN', 'STD', 'REAL_SETS', 'pixel_grid', 'varied', 'each', 'outlined', 'melted',
@@ -395,7 +398,8 @@ class Pretraining:
                 began = time.perf_counter()
                 history.append([*self.learn_epoch(epoch), time.perf_counter() - began])
                 state = {"learner": self.learner.state_dict(), "optimizer": self.optimizer.state_dict()}
-                with atomic_path(checkpoint) as file: torch.save({**state, "history": history}, file)
+                with atomic_path(checkpoint) as file:
+                    torch.save({**state, "history": history}, file)
                 progress.advance(shape=history[-1][0])
         columns = ["shape", "texture", "ground", "colors", "seconds"]
         return pd.DataFrame(history, columns=columns, index=pd.RangeIndex(1, self.epochs + 1, name="epoch"))
@@ -420,7 +424,8 @@ def plot_losses(
     figure, axes = new_figure(1, 2, height=2.6, sharex=True)
     columns = {"cross-entropy": ["shape", "texture", "ground"], "mean squared error": ["colors"]}
     for axis, (label, names) in zip(axes[0], columns.items()):
-        for name, marker in zip(names, MARKERS): axis.plot(history[name], marker=marker, markersize=3, label=name)
+        for name, marker in zip(names, MARKERS):
+            axis.plot(history[name], marker=marker, markersize=3, label=name)
         axis.set(xlabel="epoch", ylabel=label)
     axes[0, 0].axhline(math.log(classes), color="gray", linestyle=":", label="guessing")
     axes[0, 1].set_yscale("log")

@@ -4,46 +4,73 @@
 
 # %% ../nbs/library/studies.ipynb #c8dfaae5
 from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
-from IPython.display import display, Markdown
-from .runtime import did_you_mean, Progress
-from .config import HeadOnly, Recipe
-from .data import Check, Dataset, Split
-from .predictions import Predictions
-from .synthetic import make_synthetic
-from .readers import class_numbers, export_image_folder, read_dataset, read_unlabelled
-from .baselines import layer_table
-from .runs import Run
-from .transfer import build_model
-from .features import frozen_features
-from .experiment import evaluate_test, predict_images, train_recipe
-from .finetuning import fine_tune
+from IPython.display import Markdown, display
+
 from .architectures import count_multiply_adds
-from .recipes import named_recipe, smoke_run
-from course_ml.metrics import (
-    auc, bootstrap_difference, bootstrap_interval, class_average, class_counts, class_rows, compare, mcnemar,
-    per_class, summary, top_k_accuracy, wilson_interval,
-)
-from course_ml.plots import (
-    COLORS, MARKERS, new_figure, plot_confusion, plot_gallery, plot_learning_curves, plot_per_class,
-    plot_reliability, settle, shorten, show_images,
-)
-from .interpretation import plot_slices, slices
+from .audit import audit, compare_with_published
+from .baselines import layer_table
+from .cleaning import clean_split, label_issues, outlier_scores, plot_issues
+from .config import HeadOnly, Recipe
 from course_ml.crossval import (
-    average, cross_validate, CrossValidation, mean_and_deviation, predict_folds, predict_out_of_fold,
+    CrossValidation,
+    average,
+    cross_validate,
+    mean_and_deviation,
+    predict_folds,
+    predict_out_of_fold,
     write_submission,
 )
-from .cleaning import clean_split, label_issues, outlier_scores, plot_issues
-from .tuning import plot_tuning, Search
-from .audit import audit, compare_with_published
+from .data import Check, Dataset, Split
+from .experiment import evaluate_test, predict_images, train_recipe
+from .features import frozen_features
+from .finetuning import fine_tune
+from .interpretation import plot_slices, slices
+from course_ml.metrics import (
+    auc,
+    bootstrap_difference,
+    bootstrap_interval,
+    class_average,
+    class_counts,
+    class_rows,
+    compare,
+    mcnemar,
+    per_class,
+    summary,
+    top_k_accuracy,
+    wilson_interval,
+)
+from course_ml.plots import (
+    COLORS,
+    MARKERS,
+    new_figure,
+    plot_confusion,
+    plot_gallery,
+    plot_learning_curves,
+    plot_per_class,
+    plot_reliability,
+    settle,
+    shorten,
+    show_images,
+)
+from .predictions import Predictions
 from .published_records import read_record
+from .readers import class_numbers, export_image_folder, read_dataset, read_unlabelled
+from .recipes import named_recipe, smoke_run
 from .reporting import Report
+from .runs import Run
+from .runtime import Progress, did_you_mean
+from .synthetic import make_synthetic
+from .transfer import build_model
+from .tuning import Tuning, plot_tuning
 
 # %% auto #0
 __all__ = ['FOLDERS', 'FINE_TUNING', 'IMAGENET', 'choose_size', 'study_data', 'study_sets', 'new_images', 'check_data',
@@ -65,7 +92,8 @@ def choose_size(
     real_data: str,  # folder with the real data; "": synthetic images
 ) -> SimpleNamespace:  # the values as attributes
     "Return the values of one size. Raises `ValueError` for an unknown size, or for one that does not fit the data."
-    if size not in sizes: raise ValueError(f"there is no size {size!r}; {did_you_mean(size, list(sizes))}")
+    if size not in sizes:
+        raise ValueError(f"there is no size {size!r}; {did_you_mean(size, list(sizes))}")
     if (size == "full") != bool(real_data):
         raise ValueError("size 'full' needs real_data, and the other sizes use synthetic images")
     return SimpleNamespace(**sizes[size])
@@ -300,7 +328,8 @@ class Models:
         members: list[str],  # names of trained models
     ):
         "Add the mean of several models' probabilities."
-        for preds in (self.validation, self.tests): preds[name] = average([preds[member] for member in members])
+        for preds in (self.validation, self.tests):
+            preds[name] = average([preds[member] for member in members])
         self.members[name], self.tta[name] = list(members), ("identity",)
 
     def add_mean_of_best(self,
@@ -613,10 +642,10 @@ def plot_predictions(
     "Draw some images with their true class and what each model predicts."
     one, classes = next(iter(preds.values())), np.array(dataset.classes)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(one))[:n])
-    titles = ["\n".join([classes[one.y_true[row]], *(f"{name}: {classes[of.y_pred[row]]}" for name, of in preds.items())])
-              for row in chosen]
+    lines = [[classes[one.y_true[row]], *(f"{name}: {classes[of.y_pred[row]]}" for name, of in preds.items())]
+             for row in chosen]
     rows = pd.Index(dataset.items.id).get_indexer([one.ids[row] for row in chosen])
-    return show_images(dataset.images(64)[rows], titles, columns=4, size=1.6)
+    return show_images(dataset.images(64)[rows], ["\n".join(of_image) for of_image in lines], columns=4, size=1.6)
 
 def plot_pairs(
     dataset: Dataset,
@@ -756,7 +785,7 @@ def show_label_issues(
 
 def show_search(
     report: Report,
-    search: Search,
+    search: Tuning,
     n: int = 5,  # trials in the table
 ):
     "Show the table `search` with the best trials, and the figure `search` with all of them."
@@ -778,7 +807,8 @@ def submit(
     labels: list | None = None,  # what to write for each class; default: its number
 ) -> pd.DataFrame:  # id, label: the first three rows
     "Write submission.csv into the report's folder."
-    if labels is None and real_data: labels = class_numbers(Path(real_data) / "train.csv", new.classes, class_column)
+    if labels is None and real_data:
+        labels = class_numbers(Path(real_data) / "train.csv", new.classes, class_column)
     labels = range(len(new.classes)) if labels is None else labels
     ids = list(new.items.id)
     path = report.folder and report.folder / "submission.csv"
@@ -837,7 +867,8 @@ class Stages:
 
     def by_name(self) -> dict[str, Predictions]:  # e.g. "resnet10t, trained on full"
         "Return the predictions of all stages, without test-time augmentation."
-        return {f"{name}, trained on {stage}": one for stage, preds in self.preds.items() for name, one in preds.items()}
+        return {f"{name}, trained on {stage}": one
+                for stage, preds in self.preds.items() for name, one in preds.items()}
 
     def kept_and_every(self,
         cleaned: Dataset,  # the images that are kept
@@ -980,7 +1011,8 @@ class Study(Models):
     ):  # the figure `wrong`, or a sentence
         "Draw the errors of highest confidence on the test set."
         preds = self.tests[name]
-        if (preds.y_pred == preds.y_true).all(): return Markdown(f"{name} makes no error on the test set.")
+        if (preds.y_pred == preds.y_true).all():
+            return Markdown(f"{name} makes no error on the test set.")
         figure = plot_gallery(preds, self.dataset, size=size)
         return self.report.figure(figure, "wrong", f"{name}: the errors of highest confidence.")
 
@@ -1035,7 +1067,8 @@ class Study(Models):
         n: int = 8,  # images, drawn at random
     ):  # the figure `gallery`
         "Draw some test images with their true class and what each model predicts."
-        figure = plot_predictions(self.dataset, {short: self.tests[name] for name, short in names.items()}, n, self.seed)
+        preds = {short: self.tests[name] for name, short in names.items()}
+        figure = plot_predictions(self.dataset, preds, n, self.seed)
         caption = "Random test images: the true class, and the prediction of each model."
         return self.report.figure(figure, "gallery", caption)
 
@@ -1049,7 +1082,7 @@ class Study(Models):
     def show_comparisons(self,
         pairs: list[tuple[str, str]],  # names of two models
     ):
-        "Show the tables `mcnemar` and, for each pair, `comparison_0` and so on, with the paired bootstrap of all scores."
+        "Show the table `mcnemar` and, for each pair, `comparison_0` and so on: the paired bootstrap of all scores."
         display(self.report.table(mcnemar_table(self.tests, pairs), "mcnemar", "McNemar's test."))
         for number, pair in enumerate(pairs):
             table = compare(*(self.tests[name] for name in pair), names=pair, seed=self.seed)

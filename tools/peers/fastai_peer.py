@@ -33,7 +33,8 @@ class Stopwatch(Callback):
     def after_epoch(self):
         accuracy = float(self.learn.recorder.values[-1][-1])
         self.rows.append({"seconds": time.perf_counter() - self.began, "accuracy": accuracy})
-        if accuracy >= self.target or self.rows[-1]["seconds"] > self.limit: raise CancelFitException
+        if accuracy >= self.target or self.rows[-1]["seconds"] > self.limit:
+            raise CancelFitException
 
 
 class Steps(Callback):

@@ -24,7 +24,7 @@ class Stopwatch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs):
         row = {"seconds": time.perf_counter() - self.began, "accuracy": float(logs["val_accuracy"])}
         self.rows.append(row)
-        if row["accuracy"] >= self.target or row["seconds"] > self.limit: self.model.stop_training = True
+        self.model.stop_training = row["accuracy"] >= self.target or row["seconds"] > self.limit
 
 
 def read(folder, split, image_size, batch_size, **options):

@@ -791,7 +791,8 @@ def show_search(
     "Show the table `search` with the best trials, and the figure `search` with all of them."
     trials = search.table().rename(columns={"value": "accuracy"})
     complete, pruned = trials[trials.state == "complete"], (trials.state == "pruned").sum()
-    best = complete.nlargest(n, "accuracy").drop(columns=["state", "why"]).reset_index(drop=True)
+    best = complete.sort_values("accuracy", ascending=False).head(n)
+    best = best.drop(columns=["state", "why"]).reset_index(drop=True)
     caption = f"The best of {len(trials)} trials; {pruned} were stopped early."
     display(report.table(best, "search", caption, digits=4))
     caption = "Each trial and the best so far; how much each hyperparameter mattered."

@@ -54,7 +54,7 @@ check: $(INSTALLED)
 
 test: check
 	$(EMPTY_CACHE); $(QUIET) $(SHARED_CORES) nbdev_test --n_workers $(WORKERS) --timing
-	$(EMPTY_CACHE); $(QUIET) python -m pytest tests
+	$(EMPTY_CACHE); $(QUIET) $(SHARED_CORES) python -m pytest tests -n $(WORKERS) --dist worksteal
 
 lab: $(INSTALLED)
 	jupyter lab nbs

@@ -4,18 +4,33 @@
 
 # %% ../nbs/10_audit.ipynb #ed2b2611
 from __future__ import annotations
+
 import itertools
 import math
+from functools import partial
+
 import numpy as np
 import pandas as pd
-from .metrics import mcnemar_p_value
-from .printed_numbers import Printed, read_printed, SLACK
-from course_ml.published_records import (
-    COLUMNS, error_counts, matrix_of, models_with, named, printed_scores, same_images,
+
+from course_ml.audit_claims import (
+    check_choice,
+    check_claims,
+    check_class_scores,
+    check_ensembles,
+    check_held_out,
+    check_samples,
 )  # fmt: skip
 from .audit_layers import check_parameters
-from course_ml.audit_claims import (
-    check_choice, check_claims, check_class_scores, check_ensembles, check_held_out, check_samples,
+from .metrics import mcnemar_p_value
+from .printed_numbers import SLACK, Printed, read_printed
+from course_ml.published_records import (
+    COLUMNS,
+    error_counts,
+    matrix_of,
+    models_with,
+    named,
+    printed_scores,
+    same_images,
 )  # fmt: skip
 
 # %% auto #0
@@ -241,6 +256,11 @@ WEIGHTS = {
 }
 
 
+def _is_near(expected, name, weight):
+    "Return whether a printed weight is the expected one, with a tolerance of 0.2 %."
+    return weight.overlaps(0.998 * expected[name], 1.002 * expected[name])
+
+
 def weights_exchanged(
     weights: dict[str, str],  # class -> printed weight
     counts: dict[str, str],  # class -> printed number of images
@@ -250,11 +270,7 @@ def weights_exchanged(
     printed, found = {name: read_printed(string) for name, string in weights.items()}, {}
     for definition, formula in WEIGHTS.items():
         expected = dict(zip(weights, formula(images)))
-
-        def fits(name, weight):
-            return weight.overlaps(0.998 * expected[name], 1.002 * expected[name])
-
-        found[definition] = names_exchanged(printed, fits)
+        found[definition] = names_exchanged(printed, partial(_is_near, expected))
     return found
 
 
@@ -399,7 +415,7 @@ def significance(
 
 def check_comparisons(record: dict):
     "Check whether the difference between a model and the next best on the same images is more than noise."
-    for (split, n), models in same_images(record).items():
+    for (_, n), models in same_images(record).items():
         errors = {name: error_counts(model) for name, model in models.items()}
         ranked = sorted((name for name in errors if errors[name]), key=lambda name: errors[name][0])
         for best, name in zip(ranked, ranked[1:]) if n else ():

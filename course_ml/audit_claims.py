@@ -4,9 +4,11 @@
 
 # %% ../nbs/library/audit_claims.ipynb #7c986787
 from __future__ import annotations
+
 import numpy as np
+
 from .metrics import wilson_interval
-from .printed_numbers import read_printed, SLACK
+from .printed_numbers import SLACK, read_printed
 from .published_records import error_counts, matrix_of, models_with, same_images, some_of
 
 # %% auto #0

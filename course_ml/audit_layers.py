@@ -4,8 +4,9 @@
 
 # %% ../nbs/library/audit_layers.ipynb #30d760eb
 from __future__ import annotations
-from .config import BatchNorm, Conv, Dense, LAYERS, parse_specs
+
 from .baselines import Scores, trace_layers
+from .config import LAYERS, BatchNorm, Conv, Dense, parse_specs
 from .printed_numbers import Printed, read_printed
 
 # %% auto #0

@@ -4,8 +4,11 @@
 
 # %% ../nbs/library/audit_trials.ipynb #8446526d
 from __future__ import annotations
+
 import math
+
 import numpy as np
+
 from .audit import audit, exact_scores
 from .published_records import COLUMNS
 
@@ -51,7 +54,7 @@ def _another_digit(string, random):
 
 def _damage_score(model, random):
     "Change the last digit of a score."
-    name = random.choice([name for name in model["scores"]])
+    name = random.choice(list(model["scores"]))
     model["scores"][name] = _another_digit(model["scores"][name], random)
 
 

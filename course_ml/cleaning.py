@@ -4,18 +4,21 @@
 
 # %% ../nbs/08_cleaning.ipynb #0779c297
 from __future__ import annotations
+
 import io
 from dataclasses import replace
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
-from .provenance import atomic_path
+
 from .data import Dataset, Split, index_classes
-from .predictions import Predictions
 from .metrics import wilson_interval
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, shorten, show_images
+from .predictions import Predictions
+from .provenance import atomic_path
 
 # %% auto #0
 __all__ = ['METHODS', 'DECISIONS', 'label_issue_scores', 'label_issues', 'score_cuts', 'compare_detectors', 'plot_detectors',
@@ -23,7 +26,7 @@ __all__ = ['METHODS', 'DECISIONS', 'label_issue_scores', 'label_issues', 'score_
            'similar_pairs', 'leaking_pairs', 'leak_effect', 'order_blocks', 'pairs_in_blocks', 'outlier_scores',
            'background_tint', 'acquisition_batches', 'clean_split']
 
-# %% ../nbs/08_cleaning.ipynb #f75fd262
+# %% ../nbs/08_cleaning.ipynb #62be80cb
 METHODS = ("confident learning", "loss")
 
 def label_issue_scores(
@@ -31,9 +34,11 @@ def label_issue_scores(
     method: str = "confident learning",  # see METHODS
 ) -> np.ndarray:  # (n,) float64: the higher, the more likely is the label wrong
     "Return a label-issue score for every image. Raises `ValueError` for an unknown method."
-    if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     truth, probabilities = predictions.y_true, predictions.probabilities
-    if method == "loss": return -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-15))
+    of_label = probabilities[np.arange(len(truth)), truth]
+    if method == "loss": return -np.log(np.maximum(of_label, 1e-15))
     from cleanlab.rank import get_label_quality_scores
     return 1 - get_label_quality_scores(truth, probabilities, method="normalized_margin", adjust_pred_probs=True)
 
@@ -119,20 +124,23 @@ def plot_issues(
     colors = [CORRECT if same else INCORRECT for same in shown.label == shown.predicted]
     return show_images(dataset.images(size)[rows], titles, colors=colors)
 
-# %% ../nbs/08_cleaning.ipynb #0a6302b3
+# %% ../nbs/08_cleaning.ipynb #65a194fc
 DECISIONS = ("keep", "remove", "relabel")
 
 def _check_decision(decision, where="decision"):
     "Raise `ValueError` for a decision that is none."
-    if decision not in DECISIONS: raise ValueError(f"{where}: {decision!r} is none of {', '.join(DECISIONS)}")
+    if decision in DECISIONS: return
+    raise ValueError(f"{where}: {decision!r} is none of {', '.join(DECISIONS)}")
 
 def read_decisions(
     file: str | Path,  # a CSV; need not exist yet
 ) -> pd.DataFrame:  # id, decision, label (of a relabeled image)
     "Return the decisions made so far. Raises `ValueError` naming the row that is none."
-    if not Path(file).exists(): return pd.DataFrame({"id": [], "decision": [], "label": []}, dtype=str)
+    if not Path(file).exists():
+        return pd.DataFrame({"id": [], "decision": [], "label": []}, dtype=str)
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    for row, decision in enumerate(table.decision): _check_decision(decision, f"{file}, row {row + 2}")
+    for row, decision in enumerate(table.decision):
+        _check_decision(decision, f"{file}, row {row + 2}")
     return table
 
 def decide(
@@ -221,7 +229,7 @@ def review(
     try: return _Review(issues, dataset, file, size).window
     except ImportError: raise ImportError("review needs ipywidgets; pip install 'course_ml[jupyter]'") from None
 
-# %% ../nbs/08_cleaning.ipynb #2b3e2320
+# %% ../nbs/08_cleaning.ipynb #23b6719d
 def unit_rows(
     features: np.ndarray,  # (n, features)
 ) -> np.ndarray:  # (n, features) float32, each row of length 1
@@ -258,11 +266,11 @@ def _pairs_above(unit, least):
 def similar_pairs(
     dataset: Dataset,
     features: np.ndarray,  # (n, features) of its images
-    least: float | None = None,  # smallest cosine; default: `similarity_threshold`
+    least: float | None = None,  # smallest cosine; default: just above `similarity_threshold`
 ) -> pd.DataFrame:  # id, other, similarity (cosine), label, other_label, same_label
     "Return the pairs of images that are more similar than images of different classes are; the most similar first."
     labels, ids, names = dataset.labels, dataset.items.id.to_numpy(object), np.array(dataset.classes, object)
-    least = similarity_threshold(features, labels) if least is None else least
+    if least is None: least = similarity_threshold(features, labels) + 1e-6  # more than rounding
     first, second, similarity = _pairs_above(unit_rows(features), least)
     table = pd.DataFrame({"id": ids[first], "other": ids[second], "similarity": similarity,
                           "label": names[labels[first]], "other_label": names[labels[second]],
@@ -296,7 +304,7 @@ def leak_effect(
     return pd.DataFrame([_accuracy_row("all", correct), _accuracy_row("with a near duplicate", correct[leaks]),
                          _accuracy_row("without", correct[~leaks])])
 
-# %% ../nbs/08_cleaning.ipynb #6916d0a3
+# %% ../nbs/08_cleaning.ipynb #b2e0a177
 def _name_order(dataset):
     "Return the rows of the images in the natural order of their ids."
     return np.argsort(index_classes(dataset.items.id)[1])
@@ -310,7 +318,8 @@ def order_blocks(
     from scipy.stats import ttest_ind
     unit, rows = unit_rows(features)[_name_order(dataset)], []
     cosines, place = (unit[:-1] * unit[1:]).sum(1), np.arange(len(unit) - 1)
-    for size, begins in ((size, begins) for size in range(2, largest + 1) for begins in range(size)):
+    blocks = [(size, begins) for size in range(2, largest + 1) for begins in range(size)]
+    for size, begins in blocks:
         at_border = (place - begins) % size == size - 1
         within, across = cosines[~at_border], cosines[at_border]
         rows.append({"size": size, "begins": begins, "within": within.mean(), "across": across.mean(),

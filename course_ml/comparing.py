@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/comparing.ipynb #00000002
 from __future__ import annotations
+
 import contextlib
 import html
 import json
@@ -11,24 +12,30 @@ import os
 import tempfile
 from base64 import b64encode
 from pathlib import Path
-from .provenance import Key, read_json
-from .reporting import readable_table
+from typing import TYPE_CHECKING
+
 from .notebooks import ReportError
 from .pages import fill_page
+from .provenance import Key, read_json
 from .report_jobs import read_settings
 from .report_runs import run_report
+from .reporting import readable_table
 
 # %% auto #0
 __all__ = ['ABSENT', 'IMAGES', 'compare_tables', 'read_manifest', 'read_tables', 'verify', 'diff', 'causes_between']
+
+# %% ../nbs/library/comparing.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import pandas
 
 # %% ../nbs/library/comparing.ipynb #00000007
 ABSENT = "(absent)"
 
 def compare_tables(
-    before: "pandas.DataFrame",
-    after: "pandas.DataFrame",
+    before: pandas.DataFrame,
+    after: pandas.DataFrame,
     tolerance: float = 0,  # numbers that differ by no more are the same
-) -> "pandas.DataFrame":  # row, column, before, after: cells that differ
+) -> pandas.DataFrame:  # row, column, before, after: cells that differ
     "Return which cells of a table differ. Rows and columns that only one table has count as well."
     import pandas
     rows = []
@@ -58,7 +65,7 @@ def read_manifest(
 
 def read_tables(
     folder: Path,  # of a report that was made
-) -> dict[str, "pandas.DataFrame"]:  # "results" and every CSV
+) -> dict[str, pandas.DataFrame]:  # "results" and every CSV
     "Return all numbers of a report."
     import pandas
     written = read_manifest(folder)["outputs"]
@@ -73,10 +80,10 @@ def verify(
     name: str,  # of the report
     root: str | Path = ".",  # the folder that holds reports/
     cached: bool = False,  # trust the cache: training that was done before is not repeated
-    timeout: float | None = None,  # for the whole notebook (seconds)
+    timeout: float | None = None,  # for all cells (seconds)
     trial: bool = False,  # the trial of the report, see `read_settings`
-) -> "pandas.DataFrame":  # file, verdict ("same bytes", "same numbers", "other bytes" or "differs"), what differs
-    "Make a report again elsewhere and compare. Raises `ReportError` without a manifest, `RunError` if it does not finish."
+) -> pandas.DataFrame:  # file, verdict ("same bytes", "same numbers", "other bytes" or "differs"), what differs
+    "Make a report again elsewhere and compare. Raises `ReportError` without manifest, `RunError` if the run fails."
     import pandas
     folder, settings = Path(root) / "reports" / name / ("trial" if trial else ""), read_settings(name, root)
     if not (folder / "manifest.json").exists():
@@ -129,7 +136,7 @@ def diff(
     before: str | Path,  # the folder of a report
     after: str | Path,  # of another, or of another state of it
 ) -> str:  # an HTML page
-    "Return a page about two reports: what decided them, numbers and figures that differ. Raises `ReportError` without a manifest."
+    "Return a page with what differs between two reports. Raises `ReportError` for a folder without manifest."
     folders = [Path(before), Path(after)]
     manifests = [read_manifest(folder) for folder in folders]
     causes = causes_between(*manifests) or ["Nothing that is noted differs."]

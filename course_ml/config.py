@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/configuration.ipynb #fc516d8a
 from __future__ import annotations
+
 import dataclasses
 import difflib
 import math
@@ -12,7 +13,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
+
 from .provenance import content_hash
+from .runtime import did_you_mean
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'PREPROCESSING', 'LAYERS', 'HEAD_LAYERS', 'FREEZING', 'CHOICES', 'RANGES', 'PARTS', 'CNN_NAMES',
@@ -44,7 +47,8 @@ class Range:
 
     def _read(self, value):
         "Return an int or a finite float; None for anything else."
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.whole else numbers.Real): return None
+        kind = numbers.Integral if self.whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind): return None
         if self.whole: return int(value)
         return float(value) + 0.0 if math.isfinite(value) else None  # -0.0 becomes 0.0
 
@@ -143,7 +147,8 @@ class Erase(Augmentation, spec="erase"):
     "Paint a black rectangle into this share of the images (Zhong et al. 2017)."
     probability: float = within(0, 1)
 
-AUGMENTATIONS = (Flip, VerticalFlip, Rotation, Zoom, Crop, Brightness, ColorJitter, TrivialAugment, RandomAugment, Erase)
+AUGMENTATIONS = (
+    Flip, VerticalFlip, Rotation, Zoom, Crop, Brightness, ColorJitter, TrivialAugment, RandomAugment, Erase)
 
 # %% ../nbs/library/configuration.ipynb #2c65ff31
 class Preprocessing(Part):
@@ -233,13 +238,15 @@ class HeadOnly(Freezing, spec="backbone"):
 class HeadFirst(Freezing, spec="head first"):
     "The head learns for some epochs, then all blocks."
     epochs: int = within(1, whole=True)
-    def trainable_blocks(self, epoch: int, blocks: int) -> int: return blocks if epoch >= self.epochs else 1
+    def trainable_blocks(self, epoch: int, blocks: int) -> int:
+        return blocks if epoch >= self.epochs else 1
 
 @dataclass(frozen=True)
 class Unfreeze(Freezing, spec="staged"):
     "The head learns, then one more block after every so many epochs."
     every: int = within(1, whole=True)
-    def trainable_blocks(self, epoch: int, blocks: int) -> int: return min(1 + epoch // self.every, blocks)
+    def trainable_blocks(self, epoch: int, blocks: int) -> int:
+        return min(1 + epoch // self.every, blocks)
 
 FREEZING = (TrainAll, HeadOnly, HeadFirst, Unfreeze)
 
@@ -254,7 +261,12 @@ def _read_number(word):
 def _split_spec(spec):
     "Return the name of a spec and its numbers."
     words = [_read_number(word) for word in spec.split()]
-    return " ".join(word for word in words if isinstance(word, str)), [word for word in words if not isinstance(word, str)]
+    values = [word for word in words if not isinstance(word, str)]
+    return " ".join(word for word in words if isinstance(word, str)), values
+
+def _forms(kinds):
+    "Return the forms of all kinds, for a message."
+    return ", ".join(repr(kind.form()) for kind in kinds)
 
 def _probably(name, values, kinds):
     "Return the end of a message: the spec that was probably meant, where one is near."
@@ -273,11 +285,10 @@ def parse_spec(
     "Return the part that a spec names. Raises `ValueError` naming the field and the forms that may be written."
     if isinstance(spec, kinds): return spec
     name, values = _split_spec(spec) if isinstance(spec, str) else ("", [])
-    kind = next((kind for kind in kinds if kind.spec_name == name and len(dataclasses.fields(kind)) == len(values)), None)
-    if kind is None:
-        forms = ", ".join(repr(kind.form()) for kind in kinds)
-        raise ValueError(f"{field}: {spec!r} is none of {forms}{_probably(name, values, kinds)}")
-    try: return kind(*values)
+    named = [kind for kind in kinds if kind.spec_name == name and len(dataclasses.fields(kind)) == len(values)]
+    if not named:
+        raise ValueError(f"{field}: {spec!r} is none of {_forms(kinds)}{_probably(name, values, kinds)}")
+    try: return named[0](*values)
     except ValueError as error: raise ValueError(f"{field}: {spec!r}: {error}") from None
 
 def parse_specs(
@@ -287,8 +298,7 @@ def parse_specs(
 ) -> tuple[Part, ...]:
     "Return the parts of a list of specs. Raises `ValueError` as `parse_spec` does, and for what is no list."
     if not isinstance(specs, (list, tuple)):
-        forms = ", ".join(repr(kind.form()) for kind in kinds)
-        raise ValueError(f"{field} must be a list of any of {forms}, not {specs!r}")
+        raise ValueError(f"{field} must be a list of any of {_forms(kinds)}, not {specs!r}")
     return tuple(parse_spec(spec, kinds, field) for spec in specs)
 
 # %% ../nbs/library/configuration.ipynb #5a45dcaf
@@ -337,17 +347,23 @@ class Contradiction(NamedTuple):
         recipe: Recipe,
     ):
         "Raises `ValueError` where the recipe has this contradiction."
-        if self.found(recipe): raise ValueError(f"{self.fields[0]}: {self.message.format(r=recipe)}")
+        if self.found(recipe):
+            raise ValueError(f"{self.fields[0]}: {self.message.format(r=recipe)}")
 
 def _is_cnn(recipe): return recipe.backbone in CNN_NAMES
+def _is_foreign(backbone): return ":" in backbone and not backbone.startswith("torchvision:")
 def _is_path(weights): return bool(re.search(r"[/\\]|\.\w+$", weights))
 
 NETWORK_CONTRADICTIONS = (
-    Contradiction(("backbone", "framework"), lambda r: r.framework == "torch" and ":" in r.backbone and not r.backbone.startswith("torchvision:"),
-                  f"{{r.backbone!r}} is no torch network; use one of {', '.join(CNN_NAMES)}, a timm name or 'torchvision:NAME'"),
-    Contradiction(("backbone", "framework"), lambda r: r.framework == "keras" and not _is_cnn(r) and not r.backbone.startswith("keras:"),
-                  f"must be one of {', '.join(CNN_NAMES)} or 'keras:NAME' with framework 'keras', not {{r.backbone!r}}"),
-    Contradiction(("weights",), lambda r: r.weights not in ("none", "packaged", "hub") and not _is_path(r.weights),
+    Contradiction(("backbone", "framework"), lambda r: r.framework == "torch" and _is_foreign(r.backbone),
+                  f"{{r.backbone!r}} is no torch network; use one of {', '.join(CNN_NAMES)}, a timm name "
+                  "or 'torchvision:NAME'"),
+    Contradiction(("backbone", "framework"),
+                  lambda r: r.framework == "keras" and not _is_cnn(r) and not r.backbone.startswith("keras:"),
+                  f"must be one of {', '.join(CNN_NAMES)} or 'keras:NAME' with framework 'keras', "
+                  "not {r.backbone!r}"),
+    Contradiction(("weights",),
+                  lambda r: r.weights not in ("none", "packaged", "hub") and not _is_path(r.weights),
                   "{r.weights!r} is none of 'none', 'packaged', 'hub' and the path of a file, e.g. 'own.safetensors'"),
     Contradiction(("weights", "backbone"), lambda r: _is_cnn(r) and r.weights != "none",
                   "{r.backbone} starts at random; weights must be 'none', not {r.weights!r}"),
@@ -361,7 +377,8 @@ NETWORK_CONTRADICTIONS = (
                   "no block of the backbone learns with freeze 'backbone'; leave it at 1.0"),
     Contradiction(("metadata", "freeze", "augment", "mixup", "cutmix"),
                   lambda r: r.metadata and (r.freeze != HeadOnly() or r.augment or r.mixup or r.cutmix),
-                  "{r.metadata!r} goes into a head on frozen features; set freeze='backbone', without augment, mixup and cutmix"),
+                  "{r.metadata!r} goes into a head on frozen features; "
+                  "set freeze='backbone', without augment, mixup and cutmix"),
 )
 
 # %% ../nbs/library/configuration.ipynb #718cbf36
@@ -370,7 +387,8 @@ SCHEDULE_CONTRADICTIONS = (
                   "only the schedule 'cosine' ends at a minimum; set it to 0 with {r.schedule!r}"),
     Contradiction(("min_lr", "learning_rate"), lambda r: r.min_lr > r.learning_rate,
                   "{r.min_lr} is above learning_rate {r.learning_rate}"),
-    Contradiction(("learning_rate", "schedule"), lambda r: not r.learning_rate and r.schedule in ("cosine", "one-cycle"),
+    Contradiction(("learning_rate", "schedule"),
+                  lambda r: not r.learning_rate and r.schedule in ("cosine", "one-cycle"),
                   "the schedule {r.schedule!r} needs one above 0"),
     Contradiction(("warmup_epochs", "schedule"), lambda r: r.warmup_epochs and r.schedule in ("plateau", "one-cycle"),
                   "the schedule {r.schedule!r} has no warm-up of its own length; set it to 0"),
@@ -383,7 +401,7 @@ SCHEDULE_CONTRADICTIONS = (
 # %% ../nbs/library/configuration.ipynb #be79c1a4
 def _keras_cannot(field, found, message):
     "Return a contradiction of the framework Keras with another field."
-    return Contradiction((field, "framework"), lambda recipe: recipe.framework == "keras" and bool(found(recipe)), message)
+    return Contradiction((field, "framework"), lambda r: r.framework == "keras" and bool(found(r)), message)
 
 _TORCH_ONLY = "only the torch part has it; leave it at {default!r}, or use framework 'torch'"
 KERAS_CONTRADICTIONS = (
@@ -413,8 +431,9 @@ KERAS_CONTRADICTIONS = (
 CONTRADICTIONS = NETWORK_CONTRADICTIONS + SCHEDULE_CONTRADICTIONS + KERAS_CONTRADICTIONS
 
 # %% ../nbs/library/configuration.ipynb #f6b6a2cc
-RENAMED = {"head_penalty": "head_l2", "lowest_rate": "min_lr", "clip_norm": "max_grad_norm", "accumulate": "grad_accum_steps",
-           "average": "ema_decay", "compiled": "compile", "lr": "learning_rate"}
+RENAMED = {
+    "head_penalty": "head_l2", "lowest_rate": "min_lr", "clip_norm": "max_grad_norm", "average": "ema_decay",
+    "accumulate": "grad_accum_steps", "compiled": "compile", "lr": "learning_rate"}
 
 def check_fields(
     names,  # of fields, e.g. the keys of a dict
@@ -423,8 +442,7 @@ def check_fields(
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in names:
         if name in known: continue
-        near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(str(name), known, n=1)
-        hint = f"it is called {near[0]!r}" if name in RENAMED else f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        hint = f"it is called {RENAMED[name]!r}" if name in RENAMED else did_you_mean(name, known)
         raise ValueError(f"a recipe has no field {name!r}; {hint}")
 
 # %% ../nbs/library/configuration.ipynb #7dfc1470
@@ -488,7 +506,8 @@ class Recipe:
     ):
         "Raises `ValueError` for a recipe whose metadata the data set lacks."
         if self.metadata and self.metadata not in list(columns):
-            raise ValueError(f"metadata: the data set has no column {self.metadata!r}; it has {', '.join(map(str, columns))}")
+            known = ", ".join(map(str, columns))
+            raise ValueError(f"metadata: the data set has no column {self.metadata!r}; it has {known}")
 
     @property
     def hash(self) -> str:
@@ -517,7 +536,8 @@ class Recipe:
         "Read a recipe. Raises `ValueError` as the constructor does, and for what is no list of fields."
         import yaml
         fields = yaml.safe_load(text) or {}
-        if not isinstance(fields, dict): raise ValueError(f"a recipe in YAML has lines FIELD: VALUE, not {text.strip()[:60]!r}")
+        if not isinstance(fields, dict):
+            raise ValueError(f"a recipe in YAML has lines FIELD: VALUE, not {text.strip()[:60]!r}")
         return cls(**{str(name): _from_yaml(value) for name, value in fields.items()})
 
 def _as_written(value):
@@ -533,11 +553,13 @@ def _from_yaml(value):
 def read_changes(
     changes: list[str],  # each FIELD=VALUE, the value in YAML
 ) -> dict:  # field -> value
-    "Return the changes of a recipe. Raises `ValueError` for a string that is not FIELD=VALUE, a field given twice, or a value that is no YAML."
+    """Return the changes of a recipe. Raises `ValueError` for a string that is not FIELD=VALUE, a field given twice,
+    or a value that is no YAML."""
     fields = {}
     for change in changes:
         field, equals, value = change.partition("=")
-        if not (equals and value.strip()): raise ValueError(f"{change!r} is not FIELD=VALUE, e.g. epochs=5")
+        if not (equals and value.strip()):
+            raise ValueError(f"{change!r} is not FIELD=VALUE, e.g. epochs=5")
         if field in fields: raise ValueError(f"{field} is set twice")
         fields[field] = _read_yaml(field, value)
     return fields
@@ -547,4 +569,5 @@ def _read_yaml(field, value):
     import yaml
     try: return _from_yaml(yaml.safe_load(value))
     except yaml.YAMLError:
-        raise ValueError(f"{field}: {value!r} is no YAML; write e.g. epochs=5 or augment='[flip, rotation 20]'") from None
+        example = "epochs=5 or augment='[flip, rotation 20]'"
+        raise ValueError(f"{field}: {value!r} is no YAML; write e.g. {example}") from None

@@ -4,24 +4,35 @@
 
 # %% ../nbs/07_crossval.ipynb #cc43e498
 from __future__ import annotations
+
 import itertools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy.stats import t
-from course_ml.provenance import (
-    atomic_path, claim, content_hash, Key, keyed_folder, KERAS_PACKAGES, make_key, run_folder, TORCH_PACKAGES,
-)
-from .runtime import Progress, share_of_cores
+
 from .config import Recipe
 from .data import Dataset, Split
-from .predictions import Predictions
-from .runs import Run
+from .executors import failures, follow, submit
 from .experiment import predict_images, train_recipe
 from .metrics import bootstrap_difference, matching_rows, wilson_interval
-from .executors import failures, follow, submit
+from .predictions import Predictions
+from course_ml.provenance import (
+    KERAS_PACKAGES,
+    TORCH_PACKAGES,
+    Key,
+    atomic_path,
+    claim,
+    content_hash,
+    keyed_folder,
+    make_key,
+    run_folder,
+)
+from .runs import Run
+from .runtime import Progress, share_of_cores
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'train_fold', 'CrossValidation', 'cross_validation_key', 'cross_validate', 'mean_and_deviation', 'sweep',
@@ -76,7 +87,7 @@ class CrossValidation:
                               "best epoch": run.best_epoch, "seconds": run.info["seconds"]}
                              for fold, run in enumerate(self.runs)])
 
-# %% ../nbs/07_crossval.ipynb #d5f4601d
+# %% ../nbs/07_crossval.ipynb #6ede3bb6
 def cross_validation_key(
     recipe: Recipe,
     dataset: Dataset,
@@ -84,10 +95,10 @@ def cross_validation_key(
 ) -> Key:
     "Return everything that decides the results of all folds."
     packages = KERAS_PACKAGES if recipe.framework == "keras" else TORCH_PACKAGES
-    weights = {"weights": Path(recipe.weights)} if Path(recipe.weights).is_file() else {}
-    metadata = {"metadata": list(dataset.items[recipe.metadata])} if recipe.metadata in dataset.items else {}
-    return make_key(["experiment"], packages, recipe=recipe, data=dataset.fingerprint, split=split.hash,
-                    **weights, **metadata)
+    metadata = dataset.column_hash(recipe.metadata) if recipe.metadata else None
+    weights = Path(recipe.weights) if Path(recipe.weights).is_file() else recipe.weights  # a file by its content
+    return make_key(["experiment"], packages, recipe=recipe.to_dict(), data=dataset.fingerprint, split=split.hash,
+                    metadata=metadata, weights=weights)
 
 # %% ../nbs/07_crossval.ipynb #6a7671c6
 def cross_validate(
@@ -125,14 +136,15 @@ def _train_folds(jobs, runs, epochs, executor, workers):
     raise RuntimeError(f"{count} of {len(runs)} folds failed: {failed}. The others are kept in "
                        f"{runs[0].folder.parent}: the same call trains what is missing")
 
-# %% ../nbs/07_crossval.ipynb #b187ea7c
+# %% ../nbs/07_crossval.ipynb #5da7e8a4
 def mean_and_deviation(
     scores,  # (n,) the score of each run, n at least 2
     over: str = "seeds",  # what differs between the runs
 ) -> pd.DataFrame:  # one row: over, n, mean, standard deviation, low and high of the mean (95 %, Student's t)
     "Return mean and standard deviation of several scores, and the interval of the mean. Raises `ValueError` for one."
     scores = np.asarray(scores, "float64")
-    if len(scores) < 2: raise ValueError(f"a standard deviation needs at least two scores, not {len(scores)}")
+    if len(scores) < 2:
+        raise ValueError(f"a standard deviation needs at least two scores, not {len(scores)}")
     mean, deviation = scores.mean(), scores.std(ddof=1)
     half = t.ppf(.975, len(scores) - 1) * deviation / np.sqrt(len(scores))
     return pd.DataFrame([{"over": over, "n": len(scores), "mean": mean, "standard deviation": deviation,

@@ -4,16 +4,19 @@
 
 # %% ../nbs/01_data.ipynb #f7beab1f
 from __future__ import annotations
+
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
+from .decoding import ArrayImages, ImageSource, UnreadableImage, decoded_images, to_uint8
 from .provenance import atomic_path, content_hash
-from .runtime import available_threads, Progress
-from .decoding import ArrayImages, decoded_images, ImageSource, to_uint8, UnreadableImage
+from .runtime import Progress, available_threads
 
 # %% auto #0
 __all__ = ['SPLITS', 'index_classes', 'Dataset', 'near_pairs', 'Check', 'look_at_image', 'check_images', 'linked_groups',

@@ -4,18 +4,25 @@
 
 # %% ../nbs/library/data_commands.ipynb #00000002
 from __future__ import annotations
+
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .notebooks import ReportError, RunError
 
 # %% auto #0
 __all__ = ['MEMORY_OF_AN_IMAGE', 'check_command', 'audit_command', 'train_command', 'train_named', 'training_data',
            'advised_batch_size', 'can_reach', 'free_memory', 'abilities', 'doctor_command']
 
+# %% ../nbs/library/data_commands.ipynb #typechck
+if TYPE_CHECKING:  # it loads slowly
+    from course_ml.runs import Run
+
 # %% ../nbs/library/data_commands.ipynb #00000005
 def check_command(options):
-    "Say what is in a set of images, and what is wrong with it."
+    "Say what is in a set of images, and which of them cannot be used."
     from course_ml.datasets import load_dataset
     try: dataset = load_dataset(data_path=options.path)
     except (ValueError, OSError) as error: raise ReportError(str(error)) from None
@@ -52,10 +59,11 @@ def train_command(options):
 
 def train_named(
     options,  # of `course-ml train`: name, changes, data, fold
-) -> "Run":
+) -> Run:
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
+    from course_ml.config import read_changes
     from course_ml.experiment import train_recipe
-    from course_ml.recipes import named_recipe, read_changes
+    from course_ml.recipes import named_recipe
     recipe = named_recipe(options.name, **read_changes(options.changes))
     dataset, split, fold = training_data(options.data, options.fold)
     return train_recipe(recipe, dataset, split, fold)
@@ -108,7 +116,7 @@ def abilities() -> list[tuple[str, str]]:  # what, found
     free, network = free_memory(), can_reach("huggingface.co")
     size = advised_batch_size(free)
     return [("free memory", f"{free / 1024:.1f} GiB"),
-            ("network", "huggingface.co answers" if network else "huggingface.co cannot be reached"),
+            ("network", "huggingface.co can be reached" if network else "huggingface.co cannot be reached"),
             ("weights", f"packaged ({', '.join(PACKAGED)}), files{', hub' if network else ''}"),
             ("advised batch size", f"{size} (ResNet-50 at 224, fp32; smaller images: more)")]
 

@@ -4,9 +4,10 @@
 
 # %% ../nbs/library/datasets.ipynb #d87131c3
 from __future__ import annotations
+
 from .data import Dataset
-from .synthetic import digits, make_synthetic, SYNTHETIC_SETS
 from .readers import read_dataset
+from .synthetic import SYNTHETIC_SETS, digits, make_synthetic
 
 # %% auto #0
 __all__ = ['BUILT_IN', 'load_dataset']

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/decoding.ipynb #5a6cbecf
 from __future__ import annotations
+
 import hashlib
 import io
 import zipfile
@@ -11,12 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
 from course_ml.provenance import (
-    cache_folder, cached_file, file_digest, file_digests, IMAGE_PACKAGES, Key, make_key, read_json, write_json,
+    IMAGE_PACKAGES,
+    Key,
+    cache_folder,
+    cached_file,
+    file_digest,
+    file_digests,
+    make_key,
+    read_json,
+    write_json,
 )
-from .runtime import available_threads, Progress
+from .runtime import Progress, available_threads
 
 # %% auto #0
 __all__ = ['TRANSPARENT_MODES', 'to_rgb', 'UnreadableImage', 'decode', 'resize_image', 'ImageSource', 'FolderImages', 'ZipImages',

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/drawing.ipynb #249fc8fa
 from __future__ import annotations
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -85,7 +86,7 @@ class Canvas:
         angle: float = 0.,     # its rotation, radians
         mirror: bool = False,  # let it face left
         squeeze: float = 1.,   # its height seen at a slant
-    ) -> "Canvas":
+    ) -> Canvas:
         "Set where everything drawn from now on goes."
         self.place, self.turn, self.mirror, self.squeeze = place, scale * np.exp(1j * angle), mirror, squeeze
         return self

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/execution.ipynb #00000002
 from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
@@ -11,22 +12,29 @@ import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .notebooks import RunError
 
 # %% auto #0
 __all__ = ['start_kernel', 'fresh_kernel', 'peak_memory', 'cells_to_run', 'run_cells', 'run_cells_within', 'execute_notebook']
 
+# %% ../nbs/library/execution.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import jupyter_client
+    import nbformat
+
 # %% ../nbs/library/execution.ipynb #00000005
 def start_kernel(
     folder: str | Path,  # empty, with a short path: the sockets are made in it
     attempts: int = 3,  # how often to try
-) -> "jupyter_client.KernelManager":
-    "Start a kernel of this Python in the current folder. Raises `RunError` if it does not answer."
+) -> jupyter_client.KernelManager:
+    "Start a kernel of this Python in the current folder. Raises `RunError` if it does not start."
     for attempt in range(attempts):
         manager = _kernel_manager(f"{folder}/{attempt}")
         manager.start_kernel(env={**os.environ, "COURSE_ML_PROGRESS": "0"},
                              extra_arguments=["--HistoryManager.hist_file=:memory:"])
-        if _answers(manager): return manager
+        if _is_ready(manager): return manager
         manager.shutdown_kernel(now=True)
     raise RunError(f"the kernel did not start in {attempts} attempts")
 
@@ -39,8 +47,8 @@ def _kernel_manager(address):
     manager.kernel_spec.argv = make_ipkernel_cmd()
     return manager
 
-def _answers(manager, timeout=60):
-    "Return whether a kernel answers within some seconds."
+def _is_ready(manager, timeout=60):
+    "Return whether a kernel is ready within some seconds."
     client = manager.blocking_client()
     try:
         client.start_channels()
@@ -66,7 +74,7 @@ def peak_memory(
     return int(re.search(r"VmHWM:\s+(\d+) kB", path.read_text())[1]) * 1024 if path.exists() else None
 
 def cells_to_run(
-    notebook: "nbformat.NotebookNode",
+    notebook: nbformat.NotebookNode,
 ) -> list[tuple[int, str]]:  # position, and the last heading before it ("" without one)
     "Return the code cells that are not empty."
     found, heading = [], ""
@@ -77,12 +85,12 @@ def cells_to_run(
     return found
 
 async def run_cells(
-    notebook: "nbformat.NotebookNode",  # outputs are put into it
-    manager: "jupyter_client.KernelManager",  # of a kernel that runs
+    notebook: nbformat.NotebookNode,  # outputs are put into it
+    manager: jupyter_client.KernelManager,  # of a kernel that runs
     on_cell,  # called with the number of each code cell before it runs, 1 for the first, and its heading
     cell_timeout: float | None = None,  # for a cell (seconds)
 ) -> int | None:  # most memory that the kernel had (bytes)
-    "Run all cells. Raises nbclient's `CellExecutionError` and `CellTimeoutError`, `DeadKernelError` if the kernel is gone."
+    "Run all cells. Raises nbclient's `CellExecutionError`, `CellTimeoutError` or, without kernel, `DeadKernelError`."
     from nbclient import NotebookClient
     client = NotebookClient(notebook, km=manager, timeout=cell_timeout, record_timing=False, coalesce_streams=True)
     client.kc = manager.client()
@@ -96,7 +104,7 @@ async def run_cells(
     finally: client.kc.stop_channels()
 
 async def run_cells_within(
-    timeout: float | None,  # for the whole notebook (seconds); None: no limit
+    timeout: float | None,  # for all cells (seconds); None: no limit
     *arguments,  # of `run_cells`
 ) -> int | None:  # most memory that the kernel had (bytes)
     "Run all cells within a time limit. Raises what `run_cells` raises, and `TimeoutError`."
@@ -110,7 +118,7 @@ async def run_cells_within(
 
 # %% ../nbs/library/execution.ipynb #00000009
 def execute_notebook(
-    notebook: "nbformat.NotebookNode",  # outputs are put into it
+    notebook: nbformat.NotebookNode,  # outputs are put into it
     on_cell,  # called with number and heading before each code cell
     timeout: float | None = None,  # for all cells (seconds)
     cell_timeout: float | None = None,  # for a cell (seconds)

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/executors.ipynb #662f4892
 from __future__ import annotations
+
 import contextlib
 import os
 import sys
@@ -13,7 +14,9 @@ from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
+
 from joblib.externals.loky import ProcessPoolExecutor
+
 from .provenance import cache_folder
 
 # %% auto #0
@@ -24,7 +27,7 @@ EXECUTORS = ("local", "dask", "dask:ADDRESS", "slurm", "slurm:local")
 IDLE_SECONDS = 60  # how long a local worker without work is kept
 _IDLE = []  # (settings, pool) of the local workers that have nothing to do
 
-# %% ../nbs/library/executors.ipynb #194026e2
+# %% ../nbs/library/executors.ipynb #d8eec471
 def _settings():
     "Return the caller and what a worker takes over from it at its start."
     return os.getpid(), dict(os.environ), os.getcwd(), list(sys.path)
@@ -43,14 +46,14 @@ def _new_worker():
 
 def _take_worker(settings):
     "Return an idle worker that was started with the same settings, or a new one."
-    for position, (own, pool) in enumerate(_IDLE):
-        if own == settings: return _IDLE.pop(position)[1]
-    return _new_worker()
+    fitting = [position for position, (own, _) in enumerate(_IDLE) if own == settings]
+    return _IDLE.pop(fitting[0])[1] if fitting else _new_worker()
 
 def _return_workers(settings, pools):
     "Keep workers for the next call; those that were started with other settings end."
     for own, pool in _IDLE:
-        if own != settings and own[0] == os.getpid(): pool.shutdown(wait=False)  # a forked copy is not ours
+        if own == settings or own[0] != os.getpid(): continue  # a forked copy is not ours to end
+        pool.shutdown(wait=False)
     _IDLE[:] = [(own, pool) for own, pool in _IDLE if own == settings] + [(settings, pool) for pool in pools]
     Finalize(None, _end_idle_workers, exitpriority=100)
 
@@ -81,7 +84,8 @@ def _not_installed(package):
 @contextlib.contextmanager
 def _dask(workers, where):
     "Give a function that starts a job on a Dask cluster: the one at an address, or worker processes on this machine."
-    try: from distributed import Client
+    try:
+        from distributed import Client
     except ImportError: raise _not_installed("dask") from None
     here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
     with Client(where) if where else Client(**here) as client:
@@ -90,14 +94,15 @@ def _dask(workers, where):
 @contextlib.contextmanager
 def _slurm(workers, where):
     "Give a function that starts a job of SLURM; its settings come from the environment variables that sbatch reads."
-    try: import submitit
+    try:
+        import submitit
     except ImportError: raise _not_installed("submitit") from None
     executor = submitit.AutoExecutor(cache_folder() / "submitit", cluster=where or "slurm")
     limits = {} if where else {"slurm_array_parallelism": workers}
     executor.update_parameters(timeout_min=24 * 60, **limits)
     yield executor.submit
 
-# %% ../nbs/library/executors.ipynb #6a2415c1
+# %% ../nbs/library/executors.ipynb #e8913a0c
 @dataclass
 class Outcome:
     "What became of a job."
@@ -108,16 +113,16 @@ def _outcome(future):
     "Return a job's result, or the last line of what went wrong."
     try: return Outcome(future.result())
     except Exception as error:
-        if type(error).__name__ != "FailedJobError": return Outcome(error=f"{type(error).__name__}: {error}")
-        lines = str(error).strip().splitlines() or [""]  # submitit gives the traceback; its last line is the error
-        return Outcome(error=lines[-1])
+        kind, lines = type(error).__name__, str(error).strip().splitlines() or [""]
+        submitted = kind == "FailedJobError"  # submitit's error is a traceback, which ends with the job's own error
+        return Outcome(error=lines[-1] if submitted else f"{kind}: {error}")
 
 def _open_executor(executor, workers):
     "Return the context of an executor. Raises `ValueError` for one that does not exist."
     kind, _, where = executor.partition(":")
     places = {"local": _local, "dask": _dask, "slurm": _slurm}
-    if kind not in places: raise ValueError(f"executor: {executor!r} is none of {', '.join(EXECUTORS)}")
-    return places[kind](workers, where)
+    if kind in places: return places[kind](workers, where)
+    raise ValueError(f"executor: {executor!r} is none of {', '.join(EXECUTORS)}")
 
 def submit(
     function,  # also one that a notebook defines

@@ -4,20 +4,23 @@
 
 # %% ../nbs/06a_interpretation.ipynb #5766a92e
 from __future__ import annotations
+
 from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+
 from .data import Dataset
-from .predictions import Predictions
-from .transforms import prepare_images
-from .runs import Run
-from .training import to_batch
-from .transfer import TransferModel
 from .experiment import load_model
 from .metrics import wilson_interval
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle, shorten
+from .predictions import Predictions
+from .runs import Run
+from .training import to_batch
+from .transfer import TransferModel
+from .transforms import prepare_images
 
 # %% auto #0
 __all__ = ['train_validation_gap', 'last_feature_map', 'grad_cam', 'plot_grad_cam', 'embed', 'plot_embedding', 'brightness',

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/manifests.ipynb #00000002
 from __future__ import annotations
+
 import json
 import os
 import re
@@ -13,11 +14,12 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from .provenance import content_hash, file_digest, Key, make_key, package_folder, path_digest, read_json
-from .runtime import machine_info
+
 from .notebooks import computing_cells
+from .provenance import Key, content_hash, file_digest, make_key, package_folder, path_digest, read_json
 from .report_jobs import Job
-from .report_state import now, OWN_FILES
+from .report_state import OWN_FILES, now
+from .runtime import machine_info
 
 # %% auto #0
 __all__ = ['machine_paths', 'without_paths', 'named_files', 'report_key', 'source_state', 'make_command', 'make_manifest',
@@ -96,9 +98,10 @@ def _git(root, *arguments):
 def source_state(
     job: Job,  # the report
 ) -> dict:  # commit, dirty, notebook, package
-    "Return the commit, whether files outside reports/ differ from it (None without git), hashes of notebook and package."
+    "Return commit, whether files outside reports/ differ from it (None without git), hashes of notebook and package."
     changes = _git(job.root, "status", "--porcelain", "--", ".", ":(exclude)reports")
-    modules = {path.relative_to(package_folder()).as_posix(): file_digest(path) for path in package_folder().rglob("*.py")}
+    package = package_folder()
+    modules = {path.relative_to(package).as_posix(): file_digest(path) for path in package.rglob("*.py")}
     return {"commit": _git(job.root, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes),
             "notebook": file_digest(job.path), "package": content_hash(modules)}
 
@@ -108,7 +111,8 @@ def make_command(
     "Return the command that makes the report again."
     kinds = {p.name: p.kind for p in job.declared}
     given = {name: value if kinds[name] == "str" else json.dumps(value) for name, value in job.given.items()}
-    return shlex.join(["course-ml", "report", job.name, *(word for name in given for word in ("-p", name, given[name]))])
+    words = [word for name, value in given.items() for word in ("-p", name, value)]
+    return shlex.join(["course-ml", "report", job.name, *words])
 
 def make_manifest(
     job: Job,  # the report

@@ -4,7 +4,9 @@
 
 # %% ../nbs/05_metrics.ipynb #a7b18c51
 from __future__ import annotations
+
 from functools import partial
+
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, chi2, norm

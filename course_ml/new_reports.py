@@ -4,21 +4,28 @@
 
 # %% ../nbs/library/new_reports.ipynb #00000002
 from __future__ import annotations
+
 import os
 import re
 import string
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .notebooks import ReportError, parameters_position, read_notebook
 from .provenance import package_folder
-from .notebooks import parameters_position, read_notebook, ReportError
 
 # %% auto #0
 __all__ = ['study_notebook', 'title_of', 'new_study']
+
+# %% ../nbs/library/new_reports.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import nbformat
 
 # %% ../nbs/library/new_reports.ipynb #00000005
 def study_notebook(
     name: str,  # of the report
     data: str,  # path of the images, as seen from the folder that holds reports/
-) -> "nbformat.NotebookNode":
+) -> nbformat.NotebookNode:
     "Return the template, filled in."
     notebook = read_notebook(package_folder() / "templates" / "study.ipynb")
     title = string.Template(notebook.cells[0].source)
@@ -38,7 +45,7 @@ def new_study(
     data: str,  # path of the images, as seen from the current folder
     root: str | Path = ".",  # the folder that holds reports/, or will
 ) -> Path:  # the report's folder
-    "Write notebook and report.yml of a study. Raises `ReportError` for a name that cannot be used, or images that are absent."
+    "Write notebook and report.yml of a study. Raises `ReportError` for a name in use, or images that are absent."
     import nbformat
     import yaml
     folder = Path(root) / "reports" / name

@@ -4,12 +4,15 @@
 
 # %% ../nbs/library/notebooks.ipynb #00000002
 from __future__ import annotations
+
 import ast
 import io
 import json
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .provenance import code_hash
 from .runtime import did_you_mean
 
@@ -17,6 +20,10 @@ from .runtime import did_you_mean
 __all__ = ['ReportError', 'ParameterError', 'RunError', 'read_notebook', 'write_notebook', 'Parameter', 'parameters_position',
            'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value', 'read_value', 'check_parameters',
            'is_injected', 'inject_parameters', 'computing_cells']
+
+# %% ../nbs/library/notebooks.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import nbformat
 
 # %% ../nbs/library/notebooks.ipynb #00000005
 class ReportError(ValueError):
@@ -31,7 +38,7 @@ class RunError(RuntimeError):
 # %% ../nbs/library/notebooks.ipynb #00000007
 def read_notebook(
     path: str | Path,  # an .ipynb file
-) -> "nbformat.NotebookNode":
+) -> nbformat.NotebookNode:
     "Return a report notebook. Raises `ReportError` if it is none, or does not say that its language is Python."
     import nbformat
     if not Path(path).is_file(): raise ReportError(f"there is no notebook {path}")
@@ -53,7 +60,8 @@ def write_notebook(
     kernel = {"name": "python3", "language": "python", "display_name": "python3"}
     notebook = v4.new_notebook(metadata={"kernelspec": kernel})
     title = Path(path).stem.replace("_", " ").capitalize()
-    notebook.cells = [v4.new_markdown_cell(f"# {title}"), v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    notebook.cells = [v4.new_markdown_cell(f"# {title}"),
+                      v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     notebook.cells += [v4.new_markdown_cell(cell) if cell.startswith(("# ", "##")) else v4.new_code_cell(cell)
                        for cell in cells]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +81,7 @@ class Parameter:
         return "any" if self.default is None else type(self.default).__name__
 
 def parameters_position(
-    notebook: "nbformat.NotebookNode",  # from `read_notebook`
+    notebook: nbformat.NotebookNode,  # from `read_notebook`
 ) -> int:  # index of the cell
     "Return where the cell tagged `parameters` is. Raises `ReportError` unless there is exactly one."
     tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
@@ -82,7 +90,7 @@ def parameters_position(
                       "the property inspector sets a cell's tags")
 
 def read_parameters(
-    notebook: "nbformat.NotebookNode",  # from `read_notebook`
+    notebook: nbformat.NotebookNode,  # from `read_notebook`
 ) -> list[Parameter]:  # in the notebook's order
     "Return the parameters of a notebook. Raises `ReportError` for a line that is not `name = constant`."
     source = notebook.cells[parameters_position(notebook)].source
@@ -116,7 +124,7 @@ def fit_value(
     value,  # from Python
     default,  # the parameter's default
 ):  # value, with the default's type
-    "Return the value with the type of its default. Raises `TypeError` for another type, `ValueError` for NaN or infinity."
+    "Return the value with its default's type. Raises `TypeError` for another type, `ValueError` for NaN or infinity."
     if isinstance(default, float) and type(value) is int: value = float(value)
     if isinstance(default, tuple) and isinstance(value, list): value = tuple(value)
     if default is not None and type(value) is not type(default):
@@ -128,7 +136,7 @@ def read_value(
     string: str,  # from the command line
     default,  # the parameter's default
 ):  # string, read as the default's type
-    "Return a string as the type of a default: true or false, numbers, strings as they are; lists, None and dicts as YAML."
+    "Return a string as the type of a default: true, false, numbers, strings as they are; all else as YAML."
     if isinstance(default, str): return string
     if isinstance(default, bool): return {"true": True, "false": False}[string.lower()]
     if isinstance(default, (int, float)): return type(default)(string)
@@ -141,13 +149,14 @@ def check_parameters(
     declared: list[Parameter],  # of the notebook
     from_text: bool = False,  # the values come from the command line
 ) -> dict:  # name -> value of the parameter's type
-    "Return the values, checked. Raises `ParameterError`, which lists all parameters, for an unknown name or another type."
+    "Return the values, checked. Raises `ParameterError`, which lists the parameters, for another name or type."
     known = {p.name: p for p in declared if p.name != "report_dir"}
     return {name: _check_value(name, value, known, from_text) for name, value in values.items()}
 
 def _check_value(name, value, known, from_text):
     "Return one value, read and checked."
-    if name not in known: _refuse(f"unknown parameter {name!r}; {did_you_mean(name, list(known))}", known)
+    if name not in known:
+        _refuse(f"unknown parameter {name!r}; {did_you_mean(name, list(known))}", known)
     default = known[name].default
     try: return fit_value(read_value(value, default) if from_text else value, default)
     except (KeyError, TypeError, ValueError):
@@ -159,13 +168,13 @@ def _refuse(message, known):
 
 # %% ../nbs/library/notebooks.ipynb #00000013
 def is_injected(
-    cell: "nbformat.NotebookNode",  # of a notebook
+    cell: nbformat.NotebookNode,  # of a notebook
 ) -> bool:
     "Return whether `inject_parameters` made this cell."
     return "injected-parameters" in cell.metadata.get("tags", [])
 
 def inject_parameters(
-    notebook: "nbformat.NotebookNode",  # is changed
+    notebook: nbformat.NotebookNode,  # is changed
     values: dict,  # name -> value
 ):
     "Put a cell that assigns the values after the cell tagged `parameters`, or replace the one that is there."
@@ -177,8 +186,8 @@ def inject_parameters(
 
 # %% ../nbs/library/notebooks.ipynb #00000016
 def computing_cells(
-    notebook: "nbformat.NotebookNode",  # from `read_notebook`
-) -> list["nbformat.NotebookNode"]:  # its cells, in order
+    notebook: nbformat.NotebookNode,  # from `read_notebook`
+) -> list[nbformat.NotebookNode]:  # its cells, in order
     "Return the code cells that compute something; those with the parameters are not among them."
     parameters = notebook.cells[parameters_position(notebook)]
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell is not parameters

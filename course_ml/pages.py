@@ -4,18 +4,27 @@
 
 # %% ../nbs/library/pages.ipynb #00000002
 from __future__ import annotations
+
 import html
 import re
 import string
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .notebooks import ReportError, read_notebook
 from .provenance import atomic_path, package_folder, read_json
 from .reporting import latex_table, markdown_table
-from .notebooks import read_notebook, ReportError
 
 # %% auto #0
 __all__ = ['page_template', 'fill_page', 'reader_cells', 'drop_row_numbers', 'render_page', 'footer_of', 'executed_notebook',
            'write_pdf', 'read_table', 'export_tables', 'export_report']
+
+# %% ../nbs/library/pages.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import bs4
+    import nbformat
+    import pandas
 
 # %% ../nbs/library/pages.ipynb #00000007
 def page_template(
@@ -34,16 +43,17 @@ def fill_page(
     return page.substitute(title=html.escape(title), body=body, footer=html.escape(footer))
 
 def reader_cells(
-    notebook: "nbformat.NotebookNode",  # the executed notebook
-) -> "nbformat.NotebookNode":  # a copy
-    "Return what a reader of the report sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
+    notebook: nbformat.NotebookNode,  # the executed notebook
+) -> nbformat.NotebookNode:  # a copy
+    "Return what a reader sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
     from copy import deepcopy
     notebook = deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if not _is_hidden(cell)]
     if notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source = re.sub(r"(?m)\A# .*\n?|^- \w+: .*\n?", "", notebook.cells[0].source)
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
     return notebook
 
 def _is_hidden(cell):
@@ -51,7 +61,7 @@ def _is_hidden(cell):
     return re.match(r"\s*#\| *hide\b", cell.source) or "remove_cell" in cell.metadata.get("tags", [])
 
 def drop_row_numbers(
-    table: "bs4.Tag",  # as pandas writes it; is changed
+    table: bs4.Tag,  # as pandas writes it; is changed
 ):
     "Take the column 0, 1, 2 ... out of a table: it is the index of a frame that has no other."
     rows = table.select("tbody tr")
@@ -60,7 +70,7 @@ def drop_row_numbers(
         for header in [table.thead.th, *numbers]: header.decompose()
 
 def render_page(
-    notebook: "nbformat.NotebookNode",  # the executed notebook
+    notebook: nbformat.NotebookNode,  # the executed notebook
     title: str,  # of the report
     footer: str,  # plain text
     code: bool = False,  # with the code of the cells, folded
@@ -68,7 +78,8 @@ def render_page(
     "Return the report as one HTML page."
     import bs4
     notebook = reader_cells(notebook)
-    if not code: notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]
+    if not code:
+        notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "code" or cell.outputs]
     body = bs4.BeautifulSoup(_convert(notebook, code), "html.parser")
     for tag in body(["script", "link", "iframe"]) + body.select("style[scoped]"): tag.decompose()
     for table in body("table"): drop_row_numbers(table)
@@ -81,6 +92,7 @@ def render_page(
 def _convert(notebook, code):
     "Return the cells of a notebook as HTML."
     import logging
+
     from nbconvert import HTMLExporter
     silent = logging.getLogger("course_ml.silent")
     silent.setLevel(logging.CRITICAL)
@@ -106,8 +118,8 @@ def footer_of(
 # %% ../nbs/library/pages.ipynb #0000000a
 def executed_notebook(
     folder: str | Path,  # of a report
-) -> "nbformat.NotebookNode":
-    "Return the executed notebook of a report, or the saved one that the website shows. Raises `ReportError` without both."
+) -> nbformat.NotebookNode:
+    "Return the executed notebook of a report, or the one that the website shows. Raises `ReportError` without both."
     folder = Path(folder)
     if (folder / "report.ipynb").exists(): return read_notebook(folder / "report.ipynb")
     notebook = _site_notebook(folder)
@@ -128,21 +140,25 @@ def write_pdf(
     path: str | Path,  # the PDF to write
 ):
     "Write a page as PDF. Raises `ReportError` where pandoc and Typst are not installed."
-    try: import pypandoc, typst
+    try:
+        import pypandoc
+        import typst
     except ImportError: raise ReportError("a PDF needs pandoc and Typst: pip install 'course_ml[pdf]'") from None
     with tempfile.TemporaryDirectory() as folder:
         source = pypandoc.convert_text(_printed(page), "typst", format="html-native_divs-native_spans-auto_identifiers",
                                        extra_args=[f"--extract-media={folder}"], cworkdir=folder)
         source = page_template("print.typ") + source.replace(f'"{folder}/', '"')
         (Path(folder) / "report.typ").write_text(source, encoding="utf-8")
-        with atomic_path(path) as temporary: typst.compile(f"{folder}/report.typ", output=str(temporary))
+        with atomic_path(path) as temporary:
+            typst.compile(f"{folder}/report.typ", output=str(temporary))
 
 def _printed(page):
     "Return the body of a page, its captions and tables as pandoc needs them."
     import bs4
     body = bs4.BeautifulSoup(page, "html.parser").body
     for caption in body("p"):
-        if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()): caption.name = "h6"
+        if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()):
+            caption.name = "h6"
     for row in body("tr"): del row["style"]
     for cell in body(["th", "td"]): cell["style"] = "text-align: left"
     return str(body)
@@ -150,7 +166,7 @@ def _printed(page):
 # %% ../nbs/library/pages.ipynb #0000000f
 def read_table(
     path: str | Path,  # a CSV, as `Report.table` writes it
-) -> "pandas.DataFrame":  # real numbers as float, missing cells as NaN, all else as strings
+) -> pandas.DataFrame:  # real numbers as float, missing cells as NaN, all else as strings
     "Return a table of a report."
     import pandas
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
@@ -172,7 +188,8 @@ def export_tables(
         contents = {".md": markdown_table(table, digits), ".tex": latex_table(table, path.stem, caption, digits)}
         for suffix, content in contents.items():
             written.append(Path(target) / f"{path.stem}{suffix}")
-            with atomic_path(written[-1]) as temporary: temporary.write_text(content, encoding="utf-8")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_text(content, encoding="utf-8")
     return written
 
 # %% ../nbs/library/pages.ipynb #00000012
@@ -180,12 +197,13 @@ def export_report(
     folder: str | Path,  # of a report that was made
     path: str | Path,  # a .pdf, an .html with the code folded, or a folder for all tables in Markdown and LaTeX
 ) -> Path:
-    "Write a report in another form; nothing is run. Raises `ReportError` for another suffix, or a report that was not made."
+    "Write a report in another form; nothing is run. Raises `ReportError` for another suffix or without a manifest."
     folder, path = Path(folder), Path(path)
     if path.suffix not in (".pdf", ".html", ""):
         raise ReportError(f"{path}: a report can be exported as .pdf, as .html with the code folded, "
                           "or its tables into a folder")
-    if not (folder / "manifest.json").exists(): raise ReportError(f"{folder} has no manifest: make the report first")
+    if not (folder / "manifest.json").exists():
+        raise ReportError(f"{folder} has no manifest: make the report first")
     if not path.suffix: export_tables(folder, path)
     else: _export_page(folder, path)
     return path

@@ -4,15 +4,18 @@
 
 # %% ../nbs/06_plots.ipynb #52187a5e
 from __future__ import annotations
+
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm, PowerNorm
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
-from .provenance import atomic_path
+
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
+from .provenance import atomic_path
 
 # %% auto #0
 __all__ = ['PALETTE', 'COLORS', 'CORRECT', 'INCORRECT', 'MARKERS', 'CONFIDENT_ERRORS', 'new_figure', 'settle', 'shorten',

@@ -4,13 +4,16 @@
 
 # %% ../nbs/library/predictions.ipynb #e237399e
 from __future__ import annotations
+
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from .provenance import atomic_path
+
 from .data import Dataset
+from .provenance import atomic_path
 
 # %% auto #0
 __all__ = ['Predictions']

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/printed_numbers.ipynb #22162802
 from __future__ import annotations
+
 import math
 import re
 from dataclasses import dataclass

@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/provenance.ipynb #00000002
 from __future__ import annotations
+
 import ast
 import contextlib
 import dataclasses
@@ -77,8 +78,10 @@ def _canonical(value):
     if isinstance(value, dict): return {"dict": _canonical_items(value)}
     if isinstance(value, (date, datetime)): return {"time": value.isoformat()}
     if _is_record(value): return {type(value).__name__: _canonical(_fields(value))}
-    if pandas and isinstance(value, (pandas.DataFrame, pandas.Series)): return _canonical_table(value)
-    if hasattr(value, "__array__"): return _canonical_array(value)  # NumPy's own protocol, tensors have it too
+    if pandas and isinstance(value, (pandas.DataFrame, pandas.Series)):
+        return _canonical_table(value)
+    if hasattr(value, "__array__"):
+        return _canonical_array(value)  # NumPy's own protocol, tensors have it too
     raise TypeError(f"content_hash cannot hash a {type(value).__name__}; it takes strings, bytes, numbers, lists, "
                     "dicts, dates, arrays, tables and dataclasses of them")
 
@@ -162,7 +165,8 @@ def _with_index(work):
                 return work(connection)
         except sqlite3.OperationalError: raise
         except sqlite3.DatabaseError:
-            for broken in (path, path.with_name(f"{path.name}-journal")): broken.unlink(missing_ok=True)
+            for broken in (path, path.with_name(f"{path.name}-journal")):
+                broken.unlink(missing_ok=True)
 
 def _remembered(stamps):
     "Return the digests that are known of unchanged files: path -> digest."
@@ -176,7 +180,8 @@ def _remembered(stamps):
 def _remember(rows):
     "Keep digests, a row (path, stamp, digest) each, in memory and in the database."
     _DIGESTS.update({path: (stamp, digest) for path, stamp, digest in rows})
-    if rows: _with_index(lambda index: index.executemany("insert or replace into digests values (?, ?, ?)", rows))
+    if rows:
+        _with_index(lambda index: index.executemany("insert or replace into digests values (?, ?, ?)", rows))
 
 def _hash_files(paths):
     "Return the SHA-256 of each file, read piece by piece, several at a time."
@@ -245,7 +250,8 @@ class _Magics(ast.NodeTransformer):
 
 def _does_nothing(node):
     "Return whether a statement is a docstring, or gives `__all__` or `__version__` a value."
-    if isinstance(node, ast.Expr): return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("__all__", "__version__")
 
 def _shape(node):
@@ -310,7 +316,8 @@ def used_modules(
     if unknown: raise ValueError(f"there is no module {unknown[0]!r}")
     waiting, used = set().union(*map(_with_parents, modules), *map(imported_modules, sources)), {}
     while waiting:
-        if not (file := _module_file(name := waiting.pop())): continue  # a package without __init__.py
+        if not (file := _module_file(name := waiting.pop())):
+            continue  # a package without __init__.py
         source = file.read_text(encoding="utf-8")
         used[name] = code_hash(source)
         inside = name if file.name == "__init__.py" and name != "__init__" else name.rpartition(".")[0]
@@ -360,7 +367,8 @@ def _code_changes(old, new):
 def _value_changes(old, new, kind=""):
     "Say which values of two dicts differ, with their old and new values where these are short."
     for name in dict.fromkeys([*old, *new]):
-        if name in old and name in new and content_hash(old[name]) == content_hash(new[name]): continue
+        if name in old and name in new and content_hash(old[name]) == content_hash(new[name]):
+            continue
         before, after = (_shown(values[name]) if name in values else "absent" for values in (old, new))
         yield f"{kind}{name}: {before} became {after}" if before != after else f"{kind}{name} changed"
 
@@ -410,7 +418,8 @@ def _readable(value):
     if isinstance(value, Path): return f"sha256 {path_digest(value)}"
     try: content = json.dumps(_plain(value), allow_nan=False)
     except (TypeError, ValueError): content = None
-    if content is None or len(content) > 4000: return f"{type(value).__name__} {content_hash(value)}"
+    if content is None or len(content) > 4000:
+        return f"{type(value).__name__} {content_hash(value)}"
     return json.loads(content)
 
 def make_key(
@@ -457,14 +466,17 @@ def holder(
 def _acquire(file_lock, path, wait, message):
     "Take a lock, at once or after its holder; what is waited for is printed to stderr."
     from filelock import Timeout
-    said = None
+    printed = None
     while True:
-        try: return file_lock.acquire(timeout=(0 if said is None else 1) if wait else .3)  # a look of `holder` is short
+        seconds = (0 if printed is None else 1) if wait else .3  # a look of `holder` is short
+        try: return file_lock.acquire(timeout=seconds)
         except Timeout: note = _note(path)
         who = f"process {note['pid']} (since {note['since']})" if note else "another process"
-        if not wait: raise RuntimeError(f"{who} is working on {path}: wait for its end, or stop it") from None
-        if who != said: print(f"{message or path}: waiting for {who}", file=sys.stderr, flush=True)
-        said = who
+        if not wait:
+            raise RuntimeError(f"{who} is working on {path}: wait for its end, or stop it") from None
+        if who != printed:
+            print(f"{message or path}: waiting for {who}", file=sys.stderr, flush=True)
+        printed = who
 
 @contextlib.contextmanager
 def lock(

@@ -4,11 +4,14 @@
 
 # %% ../nbs/library/published_records.ipynb #34e60181
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
 import yaml
-from .runtime import did_you_mean
+
 from .printed_numbers import Printed, read_printed
+from .runtime import did_you_mean
 
 # %% auto #0
 __all__ = ['COLUMNS', 'RECORD_KEYS', 'DATA_KEYS', 'MODEL_KEYS', 'check_keys', 'printed_strings', 'check_model', 'parse_record',

@@ -4,13 +4,17 @@
 
 # %% ../nbs/library/readers.ipynb #56e057a7
 from __future__ import annotations
+
 import re
+from functools import partial
 from pathlib import Path, PurePosixPath
+
 import numpy as np
 import pandas as pd
-from .provenance import atomic_path
+
+from .data import SPLITS, Dataset, Split, index_classes, linked_groups
 from .decoding import ArrayImages, FolderImages, ZipImages
-from .data import Dataset, index_classes, linked_groups, Split, SPLITS
+from .provenance import atomic_path
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'IMAGE_COLUMNS', 'LABEL_COLUMNS', 'read_dataset', 'read_unlabelled', 'class_numbers',
@@ -158,13 +162,16 @@ def _find_images(path, names):
     "The source of a CSV's images, and each one's location in it (None where it is missing)."
     folder, names = path.parent, [str(name) for name in names]
     for root in (folder, folder / path.stem, folder / "images"):
-        where = [_existing(lambda place: (root / place).is_file(), [name]) for name in names]
+        where = [_existing(partial(_is_file_in, root), [name]) for name in names]
         if any(where): return FolderImages(root), where
     for archive in _find_zips(path):
         members, prefixes = set(ZipImages(archive).names()), ("", f"{archive.stem}/", "images/")
         where = [_existing(members.__contains__, [prefix + name for prefix in prefixes]) for name in names]
         if any(where): return ZipImages(archive), where
     return FolderImages(folder), [None] * len(names)
+
+def _is_file_in(root, place):
+    return (root / place).is_file()
 
 def _find_zips(path):
     "The archives of a CSV: those with a usual name, or else all in its folder."

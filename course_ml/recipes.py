@@ -4,25 +4,29 @@
 
 # %% ../nbs/library/recipes.ipynb #3f065206
 from __future__ import annotations
+
 import math
 from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
-from .runtime import did_you_mean
+
+from .architectures import count_multiply_adds
+from .baselines import HEADS
 from .config import Flip, HeadOnly, Recipe, TrainAll, Unfreeze
 from .data import Dataset, Split
-from .transforms import AUGMENTATION_SETS
-from .baselines import HEADS
-from .transfer import build_model
 from .experiment import train_recipe
-from .architectures import count_multiply_adds
+from .runtime import did_you_mean
+from .transfer import build_model
+from .transforms import AUGMENTATION_SETS
 
 # %% auto #0
 __all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'count_parameters', 'recipe_table', 'smoke_run']
 
 # %% ../nbs/library/recipes.ipynb #d86d3486
-STUDIES = {"leaves": 176, "cactus": 2, "nature10": 10, "blood": 8, "rare": 202}  # the first word of a recipe's name -> number of classes
+# the first word of a recipe's name -> number of classes
+STUDIES = {"leaves": 176, "cactus": 2, "nature10": 10, "blood": 8, "rare": 202}
 
 # %% ../nbs/library/recipes.ipynb #8060b4c6
 _leaves = partial(
@@ -124,8 +128,9 @@ def named_recipe(
     name: str,  # of `RECIPES`
     **changes,  # fields of `Recipe` with other values, e.g. epochs=5
 ) -> Recipe:
-    "Return a recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field, with near ones."
-    if name not in RECIPES: raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
+    "Return a recipe by name, with some fields changed. Raises `ValueError` for an unknown name or field."
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
     return RECIPES[name].replace(**changes)
 
 # %% ../nbs/library/recipes.ipynb #7cc8f0fe
@@ -143,7 +148,8 @@ def count_parameters(
 def _count_keras(recipe, classes):
     "Do as `count_parameters`; what Keras would fill with numbers at its next model is forgotten."
     from course_ml.keras_training import build_keras_model, keras
-    with keras.StatelessScope(initialize_variables=False): model = build_keras_model(recipe, classes)
+    with keras.StatelessScope(initialize_variables=False):
+        model = build_keras_model(recipe, classes)
     counts = model.count_params(), sum(math.prod(weight.shape) for weight in model.trainable_weights)
     keras.backend.clear_session()
     return counts

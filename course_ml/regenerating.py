@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/regenerating.ipynb #00000003
 from __future__ import annotations
+
 import contextlib
 import os
 import subprocess
@@ -11,16 +12,17 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from .provenance import Key, read_json, write_json
-from .runtime import Progress
-from .executors import submit
-from .notebooks import computing_cells, ReportError
+
 from .execution import cells_to_run
-from .pages import executed_notebook
-from .report_state import only_run, PAGES, read_status
-from .report_jobs import Job, prepare
+from .executors import submit
 from .manifests import changed_outputs, machine_paths, report_key
+from .notebooks import ReportError, computing_cells
+from .pages import executed_notebook
+from .provenance import Key, read_json, write_json
+from .report_jobs import Job, prepare
 from .report_runs import portable_notebook, run_report, write_page
+from .report_state import PAGES, only_run, read_status
+from .runtime import Progress
 
 # %% auto #0
 __all__ = ['stale', 'renew_prose', 'regenerate', 'report_process', 'run_reports']
@@ -35,7 +37,8 @@ def stale(
     if status["state"] == "running": return [f"process {status['pid']} is making it now"]
     if status["state"] != "finished": return [f"the last run {status['state']}: {status['reason']}"]
     manifest = read_json(job.folder / "manifest.json")
-    if "key" not in manifest: return ["an older course_ml made it, which did not note what decided it"]
+    if "key" not in manifest:
+        return ["an older course_ml made it, which did not note what decided it"]
     changes = Key.from_dict(manifest["key"]).differences(report_key(job))
     return [*changes, *(f"{name} was changed or removed" for name in changed_outputs(job.folder, manifest["outputs"]))]
 
@@ -63,13 +66,13 @@ def _sources(notebook):
 
 def regenerate(
     name: str,  # of the report
-    parameters: dict = {},  # name -> value, where it differs from report.yml and the notebook's default
+    parameters: dict | None = None,  # name -> value, where it differs from report.yml and the notebook's default
     root: str | Path = ".",  # the folder that holds reports/
     force: bool = False,  # make it even if it is up to date
     **options,  # of `run_report`
 ) -> str:  # "made", or what `renew_prose` did
     "Make a report if it is stale. Raises what `run_report` raises."
-    job = prepare(name, parameters, root, options.get("from_text", False))
+    job = prepare(name, parameters or {}, root, options.get("from_text", False))
     if not force and not stale(job): return renew_prose(job)
     run_report(name, parameters, root, **options)
     return "made"
@@ -90,7 +93,7 @@ def report_process(
 
 def run_reports(
     jobs: list[Job],  # the reports
-    arguments: list[str] = [],  # of `course-ml report`, for all of them
+    arguments=(),  # of `course-ml report`, for all of them
     workers: int = 1,  # how many at a time
     executor: str = "local",  # or "dask", "slurm": see `executors.submit`
 ) -> dict[str, str]:  # of each report: "", or why it is not there

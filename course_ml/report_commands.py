@@ -4,15 +4,17 @@
 
 # %% ../nbs/library/report_commands.ipynb #00000002
 from __future__ import annotations
+
 import argparse
 import os
 import signal
 import sys
 from pathlib import Path
+
+from .notebooks import ParameterError, ReportError, RunError, describe_parameters
 from .provenance import atomic_path
-from .notebooks import describe_parameters, ParameterError, ReportError, RunError
-from .report_state import read_status, report_names
 from .report_jobs import Job, prepare, read_settings
+from .report_state import read_status, report_names
 
 # %% auto #0
 __all__ = ['find_root', 'given_parameters', 'chosen_reports', 'report_command', 'explain', 'page_of', 'make_one', 'make_many',
@@ -47,7 +49,8 @@ def chosen_reports(
     if options.names: return list(dict.fromkeys(options.names))
     names = report_names(root)
     if not options.all:
-        raise ReportError(f"name a report, or --all; there are: {', '.join(names) or 'none (run this inside the project)'}")
+        there = ", ".join(names) or "none (run this inside the project)"
+        raise ReportError(f"name a report, or --all; there are: {there}")
     alone = [name for name in names if read_settings(name, root)["only_by_name"]]
     if alone: print(f"Left out, for they are made only by name: {', '.join(alone)}")
     return [name for name in names if name not in alone]

@@ -4,14 +4,21 @@
 
 # %% ../nbs/library/report_jobs.ipynb #00000002
 from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from .notebooks import check_parameters, Parameter, read_notebook, read_parameters, ReportError
+from typing import TYPE_CHECKING
+
+from .notebooks import Parameter, ReportError, check_parameters, read_notebook, read_parameters
 from .report_state import report_names
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'read_settings', 'Job', 'portable_path', 'path_from_here', 'prepare']
+
+# %% ../nbs/library/report_jobs.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import nbformat
 
 # %% ../nbs/library/report_jobs.ipynb #00000005
 DEFAULTS = {"parameters": {}, "tolerance": 0, "only_by_name": False, "trial": {}}
@@ -29,7 +36,8 @@ def read_settings(
     path = Path(root) / "reports" / name / "report.yml"
     settings = {**DEFAULTS, **(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}
     needed = {"title", "notebook"}
-    if missing := needed - set(settings): raise ReportError(f"{path} has no {' and no '.join(sorted(missing))}")
+    if missing := needed - set(settings):
+        raise ReportError(f"{path} has no {' and no '.join(sorted(missing))}")
     if unknown := set(settings) - needed - set(DEFAULTS):
         raise ReportError(f"{path}: unknown {', '.join(sorted(unknown))}")
     return settings
@@ -42,7 +50,7 @@ class Job:
     root: Path  # the folder that holds reports/
     title: str  # of the report
     path: Path  # of the notebook
-    notebook: "nbformat.NotebookNode"  # its content
+    notebook: nbformat.NotebookNode  # its content
     declared: list[Parameter]  # its parameters
     given: dict  # the caller's values
     values: dict  # all parameters: the caller's, else report.yml's, else the default
@@ -62,7 +70,8 @@ def portable_path(
     value,  # a parameter's value
 ):  # the path from the current folder, if value is the absolute path of something
     "Return a path that does not name the machine; other values as they are."
-    return os.path.relpath(value) if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value
+    absolute = isinstance(value, str) and os.path.isabs(value) and os.path.exists(value)
+    return os.path.relpath(value) if absolute else value
 
 def path_from_here(
     value,  # a parameter's value in report.yml
@@ -84,7 +93,8 @@ def prepare(
     notebook = read_notebook(path)
     declared = read_parameters(notebook)
     defaults = {p.name: p.default for p in declared}
-    if "report_dir" not in defaults: raise ReportError(f"{path}: the parameters cell needs a line: report_dir = \"\"")
+    if "report_dir" not in defaults:
+        raise ReportError(f"{path}: the parameters cell needs a line: report_dir = \"\"")
     del defaults["report_dir"]
     given = {k: portable_path(v) for k, v in check_parameters(parameters, declared, from_text).items()}
     settled = {k: path_from_here(v, root) for k, v in check_parameters(settings["parameters"], declared).items()}

@@ -4,33 +4,40 @@
 
 # %% ../nbs/library/report_runs.ipynb #00000002
 from __future__ import annotations
+
 import contextlib
 import os
 import time
 from pathlib import Path
-from .provenance import atomic_path, Key, read_json, write_json
-from .runtime import Progress
-from .notebooks import inject_parameters, RunError
+from typing import TYPE_CHECKING
+
 from .execution import cells_to_run, execute_notebook
-from .pages import footer_of, render_page
-from .report_state import failure, now, only_run, read_status, staging_folder
-from .report_jobs import Job, prepare
 from .manifests import hash_outputs, machine_paths, make_manifest, report_key, source_state, without_paths
+from .notebooks import RunError, inject_parameters
+from .pages import footer_of, render_page
+from .provenance import Key, atomic_path, write_json
+from .report_jobs import Job, prepare
+from .report_state import failure, now, only_run, staging_folder
+from .runtime import Progress
 
 # %% auto #0
 __all__ = ['portable_notebook', 'write_page', 'check_unchanged', 'run_into', 'run_report']
+
+# %% ../nbs/library/report_runs.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import nbformat
 
 # %% ../nbs/library/report_runs.ipynb #00000006
 def portable_notebook(
     job: Job,  # the report
     places: dict[str, str],  # from `machine_paths`
-) -> "nbformat.NotebookNode":
+) -> nbformat.NotebookNode:
     "Return the report's notebook with its parameters, without the paths of this machine."
     inject_parameters(job.notebook, {**job.values, "report_dir": job.place})
     return without_paths(job.notebook, places)
 
 def write_page(
-    notebook: "nbformat.NotebookNode",  # executed
+    notebook: nbformat.NotebookNode,  # executed
     manifest: dict,  # of the report
     folder: Path,  # the report's
 ):
@@ -38,13 +45,14 @@ def write_page(
     import nbformat
     with atomic_path(folder / "report.ipynb") as temporary: nbformat.write(notebook, temporary)
     page = render_page(notebook, manifest["title"], footer_of(manifest))
-    with atomic_path(folder / "report.html") as temporary: temporary.write_text(page, encoding="utf-8")
+    with atomic_path(folder / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 def check_unchanged(
     before: Key,  # from `report_key`, before the run
     after: Key,  # the same, after it
 ):
-    "Raise `RunError` if code or packages changed during a run: then nobody can say which of them the results come from."
+    "Raise `RunError` if code or packages changed during a run: nobody can say which of them made the results."
     changes = before.differences(Key(after.code, after.packages, before.inputs))
     if changes: raise RunError(f"during the run {', '.join(changes)}: make the report again")
 
@@ -52,7 +60,7 @@ def run_into(
     job: Job,  # the report
     staging: Path,  # an empty folder
     on_cell,  # called with number and heading before each code cell
-    timeout: float | None,  # for the whole notebook (seconds)
+    timeout: float | None,  # for all cells (seconds)
     cell_timeout: float | None,  # for a cell (seconds)
 ):
     "Run a report and write all its files. Raises what `execute_notebook` and `check_unchanged` raise."
@@ -102,14 +110,14 @@ class _Status:
 
 def run_report(
     name: str,  # of the report: a folder below reports/ with a report.yml
-    parameters: dict = {},  # name -> value, where it differs from report.yml and the notebook's default
+    parameters: dict | None = None,  # name -> value, where it differs from report.yml and the notebook's default
     root: str | Path = ".",  # the folder that holds reports/
-    timeout: float | None = None,  # for the whole notebook (seconds); None: no limit
+    timeout: float | None = None,  # for all cells (seconds); None: no limit
     from_text: bool = False,  # the parameters come from the command line: read them as their default's type
     cell_timeout: float | None = None,  # for a cell (seconds); None: no limit
 ) -> Path:  # the report's folder
-    "Run a report. Raises `ReportError` or `ParameterError` before, `RunError` if it does not finish; the old one then stays."
-    job = prepare(name, parameters, root, from_text)
+    "Run a report. Raises `ReportError` before it starts, `RunError` if it does not finish; the old one then stays."
+    job = prepare(name, parameters or {}, root, from_text)
     if job.trial: job.folder.mkdir(exist_ok=True)
     steps = len(cells_to_run(job.notebook)) + 1  # one for the cell that is injected
     with only_run(job.folder), Progress(steps, job.title) as progress:

@@ -4,13 +4,15 @@
 
 # %% ../nbs/library/report_state.ipynb #00000002
 from __future__ import annotations
+
 import contextlib
 import os
 import shutil
 from datetime import datetime, timezone
 from pathlib import Path
-from .provenance import holder, lock, read_json
+
 from .notebooks import RunError
+from .provenance import holder, lock, read_json
 
 # %% auto #0
 __all__ = ['PAGES', 'OWN_FILES', 'lock_place', 'is_running', 'only_run', 'now', 'read_status', 'failure', 'other_files',

@@ -4,15 +4,23 @@
 
 # %% ../nbs/11_reporting.ipynb #00000003
 from __future__ import annotations
+
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .provenance import file_digest, write_json
 
 # %% auto #0
 __all__ = ['LARGEST_SVG', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table', 'latex_table',
            'FullTable', 'Report']
+
+# %% ../nbs/11_reporting.ipynb #typechck
+if TYPE_CHECKING:  # they load slowly: functions import them when they need them
+    import matplotlib.figure
+    import pandas
 
 # %% ../nbs/11_reporting.ipynb #00000006
 def check_record(
@@ -24,7 +32,7 @@ def check_record(
     unit: str,  # of value, low and high, e.g. "%"; "" for a plain fraction
     reason: str,  # why value, low or high is missing; "" where none is
 ) -> dict:  # the record as results.json holds it
-    "Return a record. Raises `ValueError` if a number is missing without a reason, or the interval does not contain the value."
+    "Return a record. Raises `ValueError` for a missing number without a reason, or an interval without the value."
     numbers = {name: _plain_number(number) for name, number in (("value", value), ("low", low), ("high", high))}
     missing = [name for name, number in numbers.items() if number is None]
     if missing and not reason:
@@ -41,8 +49,8 @@ def _plain_number(number):
 
 # %% ../nbs/11_reporting.ipynb #0000000b
 def named_columns(
-    frame: "pandas.DataFrame",  # a table
-) -> "pandas.DataFrame":  # with a plain index
+    frame: pandas.DataFrame,  # a table
+) -> pandas.DataFrame:  # with a plain index
     "Return the table with a named or unusual index as its first column."
     import pandas
     plain = isinstance(frame.index, pandas.RangeIndex) and frame.index.name is None
@@ -58,9 +66,9 @@ def readable_number(
     return f"<{10**-digits:.{digits}f}" if 0 < value < .5 * 10**-digits else f"{value:.{digits}f}"
 
 def readable_table(
-    frame: "pandas.DataFrame",  # adjacent columns "x", "x low", "x high" (or "x", "low", "high") are an interval
+    frame: pandas.DataFrame,  # adjacent columns "x", "x low", "x high" (or "x", "low", "high") are an interval
     digits: int = 3,  # decimals of real numbers
-) -> "pandas.DataFrame":  # of strings
+) -> pandas.DataFrame:  # of strings
     "Return the table as people read it: rounded, an interval in the cell of its score."
     import pandas
     strings = named_columns(frame).map(lambda value: readable_number(value, digits))
@@ -75,7 +83,7 @@ def readable_table(
 
 # %% ../nbs/11_reporting.ipynb #0000000f
 def markdown_table(
-    frame: "pandas.DataFrame",  # the table
+    frame: pandas.DataFrame,  # the table
     digits: int = 3,  # decimals of real numbers
 ) -> str:  # Markdown
     "Return the table in Markdown."
@@ -84,7 +92,7 @@ def markdown_table(
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 def latex_table(
-    frame: "pandas.DataFrame",  # the table
+    frame: pandas.DataFrame,  # the table
     name: str,  # the label becomes tab:name
     caption: str,  # plain text
     digits: int = 3,  # decimals of real numbers
@@ -100,13 +108,14 @@ def latex_table(
 @dataclass(frozen=True)
 class FullTable:
     "A table that is shown with all its rows and all its words; pandas would cut both."
-    frame: "pandas.DataFrame"  # of strings
+    frame: pandas.DataFrame  # of strings
 
     def __repr__(self): return self.frame.to_string(index=False)
 
     def _repr_html_(self):
         import pandas
-        with pandas.option_context("display.max_colwidth", None): return self.frame.to_html(index=False, border=0)
+        with pandas.option_context("display.max_colwidth", None):
+            return self.frame.to_html(index=False, border=0)
 
 LARGEST_SVG = 300_000  # of a figure (bytes); a larger one is kept as PNG
 
@@ -135,7 +144,7 @@ class Report:
         if self.folder: write_json(self.folder / "results.json", {"records": self.records})
 
     def table(self,
-        frame: "pandas.DataFrame",  # the table; a named index becomes the first column
+        frame: pandas.DataFrame,  # the table; a named index becomes the first column
         name: str,  # of its file
         caption: str = "",  # one sentence
         digits: int = 3,  # decimals of real numbers where people read it; the file has all
@@ -150,12 +159,13 @@ class Report:
         return FullTable(readable_table(frame, digits))
 
     def figure(self,
-        figure: "matplotlib.figure.Figure",  # the figure
+        figure: matplotlib.figure.Figure,  # the figure
         name: str,  # of its file
         caption: str = "",  # one sentence; it is in the file too, for those who cannot see the figure
-    ) -> "matplotlib.figure.Figure":  # the same figure, to be shown
+    ) -> matplotlib.figure.Figure:  # the same figure, to be shown
         "Write a figure as SVG, or as PNG if the SVG were large. Raises `ValueError` as `table` does."
         import matplotlib.pyplot
+
         from course_ml.plots import save_figure
         self._caption("figure", name, caption)
         if self.folder:

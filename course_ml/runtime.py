@@ -4,17 +4,24 @@
 
 # %% ../nbs/library/runtime.ipynb #00000002
 from __future__ import annotations
+
 import difflib
 import os
 import platform
 import random
 import sys
 import time
+from typing import TYPE_CHECKING
+
 from .provenance import package_versions
 
 # %% auto #0
 __all__ = ['set_seed', 'did_you_mean', 'Progress', 'choose_device', 'available_threads', 'share_of_cores', 'machine_info',
            'doctor']
+
+# %% ../nbs/library/runtime.ipynb #d110f995
+if TYPE_CHECKING:  # it loads slowly: `doctor` imports it when it needs it
+    import pandas
 
 # %% ../nbs/library/runtime.ipynb #00000005
 def set_seed(
@@ -122,7 +129,7 @@ def machine_info() -> dict:  # system, cpu, cores, threads that this process may
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
 
 # %% ../nbs/library/runtime.ipynb #00000017
-def doctor() -> "pandas.DataFrame":  # columns what, found
+def doctor() -> pandas.DataFrame:  # columns what, found
     "Return a table of what this installation consists of."
     import pandas
     found = {**machine_info(), "device": choose_device(), **package_versions()}

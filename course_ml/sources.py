@@ -4,6 +4,7 @@
 
 # %% ../nbs/library/sources.ipynb #2ea4ac5e
 from __future__ import annotations
+
 import contextlib
 import dataclasses
 import gzip
@@ -24,9 +25,11 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
+
 import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
+
 from .provenance import atomic_path, cache_folder, file_digest, read_json, write_json
 from .runtime import Progress
 
@@ -480,7 +483,8 @@ def _explain_kaggle(source, error):
 # %% ../nbs/library/sources.ipynb #e2149bc6
 def _hub_client():
     "The Hugging Face hub's client. Raises `SourceError` that says how to install it."
-    try: import huggingface_hub
+    try:
+        import huggingface_hub
     except ImportError:
         raise SourceError("the hub's client is not installed: pip install huggingface_hub") from None
     return huggingface_hub

@@ -4,18 +4,55 @@
 
 # %% ../nbs/library/synthetic.ipynb #5cfe5d58
 from __future__ import annotations
+
+from collections.abc import Callable
 from io import BytesIO
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
+
 import numpy as np
 import pandas as pd
 from PIL import Image
+
 from .data import Dataset
 from course_ml.drawing import (
-    anemone, beetle, bird, blob, bracket, CIRCLE, clam, crab, crawler, curve, ellipse, fern,
-    fish, flower, frog, gliding_bird, ground, jellyfish, lay, mammal, mushroom, octopus,
-    photograph, scorpion, shade, Canvas, snail, snake, spider, spots, starfish, sunlight,
-    tree, tube, turtle, urchin, winged,
+    CIRCLE,
+    Canvas,
+    anemone,
+    beetle,
+    bird,
+    blob,
+    bracket,
+    clam,
+    crab,
+    crawler,
+    curve,
+    ellipse,
+    fern,
+    fish,
+    flower,
+    frog,
+    gliding_bird,
+    ground,
+    jellyfish,
+    lay,
+    mammal,
+    mushroom,
+    octopus,
+    photograph,
+    scorpion,
+    shade,
+    snail,
+    snake,
+    spider,
+    spots,
+    starfish,
+    sunlight,
+    tree,
+    tube,
+    turtle,
+    urchin,
+    winged,
 )
 
 # %% auto #0

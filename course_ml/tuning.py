@@ -4,23 +4,34 @@
 
 # %% ../nbs/09_tuning.ipynb #0f3fed31
 from __future__ import annotations
+
 import inspect
 import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pandas as pd
-from course_ml.provenance import (
-    atomic_path, code_hash, content_hash, derive_seed, Key, keyed_folder, KERAS_PACKAGES, make_key, run_folder,
-    TORCH_PACKAGES,
-)
-from .runtime import Progress, share_of_cores
+
 from .config import Recipe
 from .data import Dataset, Split
-from .plots import COLORS, new_figure, settle
 from .executors import failures, follow, submit
 from .experiment import train_recipe
+from .plots import COLORS, new_figure, settle
+from course_ml.provenance import (
+    KERAS_PACKAGES,
+    TORCH_PACKAGES,
+    Key,
+    atomic_path,
+    code_hash,
+    content_hash,
+    derive_seed,
+    keyed_folder,
+    make_key,
+    run_folder,
+)
+from .runtime import Progress, share_of_cores
 
 # %% auto #0
 __all__ = ['open_study', 'run_trial', 'work', 'Tuning', 'function_code', 'search_key', 'tune', 'plot_tuning']
@@ -94,11 +105,11 @@ class Tuning:
                               "epochs": len(trial.intermediate_values), "why": trial.user_attrs.get("why", ""),
                               **trial.params} for trial in self.study.trials])
 
-# %% ../nbs/09_tuning.ipynb #90b1b48d
+# %% ../nbs/09_tuning.ipynb #72a7942c
 def _outside_value(value, seen):
     "Return what counts of a value that a function uses from outside; None for what the library's own code decides."
     module = getattr(inspect.getmodule(value), "__name__", "") if callable(value) else ""
-    if inspect.ismodule(value) or module.partition(".")[0] == __name__.partition(".")[0] == "course_ml": return None
+    if inspect.ismodule(value) or module.startswith("course_ml."): return None
     if inspect.isfunction(value): return function_code(value, seen)
     try: return content_hash(value)
     except TypeError: return getattr(value, "__qualname__", type(value).__qualname__)
@@ -131,7 +142,7 @@ def search_key(
     return make_key(["experiment"], tuple(packages), data=dataset.fingerprint, split=split.hash, monitor=monitor,
                     seed=seed, suggest=function_code(suggest), search=own)
 
-# %% ../nbs/09_tuning.ipynb #53b38818
+# %% ../nbs/09_tuning.ipynb #d2db2297
 def _ended(study):
     "Return how many trials have ended, in whatever way."
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
@@ -183,7 +194,7 @@ def tune(
         _run_jobs(jobs, study, trials, folder, executor, workers)
         tuning = Tuning(folder, study)
         if any(trial.state.name == "COMPLETE" for trial in study.trials):
-            with atomic_path(folder / "best.yml") as temporary: temporary.write_text(tuning.best.to_yaml())
+            with atomic_path(folder / "best.yml") as path: path.write_text(tuning.best.to_yaml())
     return tuning
 
 # %% ../nbs/09_tuning.ipynb #37cb2d29

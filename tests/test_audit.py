@@ -10,10 +10,10 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc
 from course_ml.audit import audit, check_auc, check_averages, exact_scores, p_value_bounds, possible_counts
 from course_ml.audit_layers import layer_parameters
 from course_ml.audit_trials import DAMAGES, flagged_share, true_record
+from course_ml.command_line import main
 from course_ml.metrics import mcnemar_p_value
 from course_ml.printed_numbers import read_printed
 from course_ml.published_records import parse_record, read_record
-from course_ml.command_line import main
 
 REPORTS = Path(__file__).parents[1] / "reports"
 seeds = strategies.integers(0, 10**9)

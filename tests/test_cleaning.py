@@ -1,4 +1,4 @@
-"Cleaning against scikit-learn, against planted faults, and what a file of decisions survives."
+"Cleaning against scikit-learn, against planted errors, and what a file of decisions survives."
 from dataclasses import replace
 
 import numpy as np
@@ -7,49 +7,67 @@ import pytest
 from hypothesis import given, strategies
 from sklearn.metrics import average_precision_score
 
-from course_ml.cleaning import acquisition_batches, apply_decisions, chance_similarity, clean_split, compare_detectors, decide, label_issues, leak_effect, leaking_pairs, outlier_scores, pairs_in_blocks, order_blocks, read_decisions, score_cuts, similar_pairs, label_issue_scores
+from course_ml.cleaning import (
+    acquisition_batches,
+    apply_decisions,
+    clean_split,
+    compare_detectors,
+    decide,
+    label_issue_scores,
+    label_issues,
+    leak_effect,
+    leaking_pairs,
+    order_blocks,
+    outlier_scores,
+    pairs_in_blocks,
+    read_decisions,
+    score_cuts,
+    similar_pairs,
+    similarity_threshold,
+)
 from course_ml.config import Recipe
 from course_ml.crossval import cross_validate, predict_out_of_fold
 from course_ml.data import Dataset, Split
-from course_ml.predictions import Predictions
 from course_ml.datasets import load_dataset
+from course_ml.predictions import Predictions
 
 
 def guess(classes=4, n=200, noise=.1, seed=0):
-    "Answers of a fair model of noisy labels: predictions with the noisy labels as truth, and which labels are wrong."
+    "Return a fair model's predictions with noisy labels as truth, and which labels are wrong."
     rng = np.random.default_rng(seed)
     true = np.arange(n) % classes
     wrong = rng.random(n) < noise
     given_labels = np.where(wrong, (true + rng.integers(1, classes, n)) % classes, true)
     logits = rng.normal(size=(n, classes)) + 3 * np.eye(classes)[true]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    return Predictions.from_arrays([f"p{i:03d}" for i in range(n)], given_labels, probabilities, list("abcd")[:classes]), wrong
+    ids = [f"p{i:03d}" for i in range(n)]
+    return Predictions.from_arrays(ids, given_labels, probabilities, list("abcd")[:classes]), wrong
 
 
 @given(data=strategies.data(), n=strategies.integers(2, 60))
 def test_the_area_under_the_cuts_is_scikit_learns(data, n):
     scores = np.array(data.draw(strategies.permutations(range(n))), float)
-    mislabeled = np.array(data.draw(strategies.lists(strategies.booleans(), min_size=n, max_size=n).filter(any)))
-    table = score_cuts(scores, mislabeled)
+    errors = np.array(data.draw(strategies.lists(strategies.booleans(), min_size=n, max_size=n).filter(any)))
+    table = score_cuts(scores, errors)
     area = (np.diff(table.recall, prepend=0) * table.precision).sum()
-    assert area == pytest.approx(average_precision_score(mislabeled, scores))
+    assert area == pytest.approx(average_precision_score(errors, scores))
     assert table.recall.iloc[-1] == 1 and table.recall.is_monotonic_increasing
 
 
 @pytest.mark.parametrize("method", ["loss", "confident learning"])
-def test_planted_noise_is_found_far_better_than_by_chance(method):
+def test_planted_noise_is_found_far_better_than_at_random(method):
     preds, wrong = guess()
-    table = compare_detectors({method: label_issue_scores(preds, method), "chance": np.random.default_rng(1).random(len(preds))}, wrong)
-    found, chance = table.itertuples()
-    assert found.low > 3 * wrong.mean() and chance.low < wrong.mean() < chance.high
+    scores = {method: label_issue_scores(preds, method), "random": np.random.default_rng(1).random(len(preds))}
+    found, random = compare_detectors(scores, wrong).itertuples()
+    assert found.low > 3 * wrong.mean() and random.low < wrong.mean() < random.high
 
 
-def test_the_proposed_label_is_the_true_one():
+def test_the_predicted_label_is_the_true_one():
     preds, wrong = guess(n=400)
     issues = label_issues(preds)
     caught = issues[issues.issue & issues.id.isin(np.array(preds.ids)[wrong])]
     true = pd.Series(np.array(list("abcd"))[np.arange(400) % 4], index=preds.ids)
-    assert len(caught) > .7 * wrong.sum() and (true[caught.id].to_numpy() == caught.proposed).mean() > .85
+    assert len(caught) > .7 * wrong.sum() and (true[caught.id].to_numpy() == caught.predicted).mean() > .85
 
 
 @pytest.fixture
@@ -61,7 +79,9 @@ def images():
 def test_decisions_outlive_the_notebook_and_replace_one_another(images, tmp_path):
     file, (first, second) = tmp_path / "new" / "decisions.csv", images.items.id[:2]
     file.parent.mkdir()
-    decide(file, first, "remove"); decide(file, second, "relabel", "7"); decide(file, first, "keep")
+    decide(file, first, "remove")
+    decide(file, second, "relabel", "7")
+    decide(file, first, "keep")
     assert read_decisions(file).to_numpy().tolist() == [[second, "relabel", "7"], [first, "keep", ""]]
     reviewed = apply_decisions(images, file)
     assert reviewed.labels[1] == 7 and len(reviewed) == len(images) and images.labels[1] == images.items.label[1]
@@ -78,47 +98,52 @@ def test_decisions_that_make_no_sense_are_named(images, tmp_path):
 
 
 @pytest.fixture
-def twins():
-    "Forty things in four classes, photographed twice, one after the other; features that know the thing."
+def series():
+    "Return forty things in four classes, photographed twice in a row, and features that know the thing."
     rng = np.random.default_rng(0)
     things = rng.normal(size=(40, 32))
     features = np.repeat(things, 2, axis=0) + .15 * rng.normal(size=(80, 32))
-    dataset = Dataset.from_arrays("twins", rng.integers(0, 256, (80, 8, 8, 3), dtype="uint8"), np.repeat(np.arange(40) // 10, 2))
-    return dataset, features
+    images = rng.integers(0, 256, (80, 8, 8, 3), dtype="uint8")
+    return Dataset.from_arrays("series", images, np.repeat(np.arange(40) // 10, 2)), features
 
 
-def test_twins_are_found_without_being_told(twins):
-    dataset, features = twins
+def test_series_are_found_without_being_told(series):
+    dataset, features = series
     pairs = similar_pairs(dataset, features)
-    assert {tuple(sorted(pair)) for pair in pairs[["id", "other"]].to_numpy()} == {(f"{i:06d}", f"{i + 1:06d}") for i in range(0, 80, 2)}
+    found = {tuple(sorted(pair)) for pair in pairs[["id", "other"]].to_numpy()}
+    assert found == {(f"{i:06d}", f"{i + 1:06d}") for i in range(0, 80, 2)}
     assert order_blocks(dataset, features)[["size", "begins"]].iloc[0].tolist() == [2, 0]
-    assert len(pairs_in_blocks(dataset, 2, 0)) == 40 and (pairs_in_blocks(dataset, 2, 0).id < pairs_in_blocks(dataset, 2, 0).other).all()
+    neighbors = pairs_in_blocks(dataset, 2, 0)
+    assert len(neighbors) == 40 and (neighbors.id < neighbors.other).all()
 
 
-def test_grouped_folds_do_not_leak_and_careless_ones_do(twins):
-    dataset, features = twins
+def test_grouped_folds_do_not_leak_and_careless_ones_do(series):
+    dataset, features = series
     pairs = similar_pairs(dataset, features)
     careless = leaking_pairs(pairs, Split.kfold(dataset, k=4))
-    assert len(careless) > 20 and (careless.part != careless.other_part).all()
+    assert len(careless) > 20 and (careless.split != careless.other_split).all()
     assert leaking_pairs(pairs, Split.kfold(dataset.grouped(pairs), k=4)).empty
 
 
-def test_order_without_structure_shows_none(twins):
-    dataset, features = twins
+def test_order_without_structure_shows_none(series):
+    dataset, features = series
     shuffled = features[np.random.default_rng(3).permutation(80)]
     assert order_blocks(dataset, shuffled).t.max() < 4 < order_blocks(dataset, features).t.max()
 
 
-def test_chance_similarity_grows_with_the_share(twins):
-    dataset, features = twins
-    assert chance_similarity(features, dataset.labels, 1e-1) < chance_similarity(features, dataset.labels, 1e-3)
+def test_the_similarity_threshold_falls_as_the_share_grows(series):
+    dataset, features = series
+    labels = dataset.labels
+    assert similarity_threshold(features, labels, 1e-1) < similarity_threshold(features, labels, 1e-3)
 
 
-def test_leak_effect_counts_every_image_once(twins):
-    dataset, features = twins
-    preds = Predictions.from_arrays(dataset.items.id, dataset.labels, np.eye(4)[(dataset.labels + (np.arange(80) % 5 == 0)) % 4], dataset.classes)
+def test_leak_effect_counts_every_image_once(series):
+    dataset, features = series
+    predicted = (dataset.labels + (np.arange(80) % 5 == 0)) % 4
+    preds = Predictions.from_arrays(dataset.items.id, dataset.labels, np.eye(4)[predicted], dataset.classes)
     table = leak_effect(preds, similar_pairs(dataset, features).head(7)).set_index("images")
-    assert table.n.to_dict() == {"all": 80, "with a twin": 14, "without": 66} and (table.n * table.accuracy).round().astype(int).to_dict()["all"] == 64
+    assert table.n.to_dict() == {"all": 80, "with a near duplicate": 14, "without": 66}
+    assert (table.n * table.accuracy).round().astype(int).to_dict()["all"] == 64
 
 
 def test_a_point_far_away_is_the_first_outlier():
@@ -135,7 +160,7 @@ def test_batches_need_to_be_apart():
     assert not acquisition_batches(rng.normal(size=(120, 3)))[0].any()
 
 
-def test_the_answers_for_all_are_those_of_the_kept_and_of_each_folds_own_model(images, tmp_path):
+def test_the_predictions_for_all_are_those_of_the_kept_and_of_each_folds_own_model(images, tmp_path):
     split, removed = Split.kfold(images, k=2), images.items.id[[3, 10, 40]]
     cleaned = images.without(pd.DataFrame({"id": removed, "reason": "a test"}))
     validated = cross_validate(Recipe(image_size=16, epochs=1), cleaned, clean_split(split, cleaned), tmp_path)
@@ -145,4 +170,6 @@ def test_the_answers_for_all_are_those_of_the_kept_and_of_each_folds_own_model(i
     np.testing.assert_allclose(everything.probabilities[kept], validated.out_of_fold.probabilities, atol=1e-6)
     own = dict(zip(split.ids, split.splits))
     assert [f"fold {fold}" for fold in everything.table.fold] == [own[i] for i in everything.ids]
-    with pytest.raises(ValueError, match="not among the images of the folds"): clean_split(split, replace(images, items=images.items.assign(id="new-" + images.items.id)))
+    renamed = replace(images, items=images.items.assign(id="new-" + images.items.id))
+    with pytest.raises(ValueError, match="not among the images of the folds"):
+        clean_split(split, renamed)

@@ -19,8 +19,8 @@ from torchvision.datasets import ImageFolder
 
 import course_ml
 from course_ml import decoding
-from course_ml.decoding import ArrayImages, UnreadableImage
 from course_ml.data import Dataset, Split, assign_groups, near_pairs
+from course_ml.decoding import ArrayImages, UnreadableImage
 from course_ml.readers import export_image_folder, read_dataset
 
 
@@ -356,10 +356,11 @@ def test_what_decides_the_pixels_is_in_the_key_of_decoded_images(key_of):
 def test_versions_of_the_decoders_are_in_the_key(monkeypatch):
     digests = ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1])
     keys = [decoding.decoded_key(digests, 16, "crop")]
+    version = importlib.metadata.version
     for package in ("pillow", "numpy"):
         with monkeypatch.context() as patch:
-            version = importlib.metadata.version
-            patch.setattr(importlib.metadata, "version", lambda name: "0" if name == package else version(name))
+            other = {package: "0"}
+            patch.setattr(importlib.metadata, "version", lambda name, other=other: other.get(name) or version(name))
             keys.append(decoding.decoded_key(digests, 16, "crop"))
     assert len({key.name for key in keys}) == 3
     assert keys[0].differences(keys[1])[0].startswith("package pillow")

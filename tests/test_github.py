@@ -34,7 +34,8 @@ def test_workflow(path):
     assert workflow["name"] == path.stem and workflow["on"] and workflow["permissions"] == {"contents": "read"}
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for job in workflow["jobs"].values():
-        assert set(job.get("needs", []) if isinstance(job.get("needs"), list) else [job.get("needs")]) - {None} <= set(workflow["jobs"])
+        needs = job.get("needs", [])
+        assert set([needs] if isinstance(needs, str) else needs) <= set(workflow["jobs"])
     for step in steps(workflow):
         assert ("uses" in step) != ("run" in step)
         assert set(MAKE.findall(step.get("run", ""))) <= targets

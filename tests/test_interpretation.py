@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies
 
 from course_ml.config import Recipe
 from course_ml.data import Dataset, Split
-from course_ml.predictions import Predictions
+from course_ml.experiment import train_recipe
 from course_ml.interpretation import (
     apply_temperature,
     brightness,
@@ -17,7 +17,7 @@ from course_ml.interpretation import (
     slices,
     train_validation_gap,
 )
-from course_ml.experiment import train_recipe
+from course_ml.predictions import Predictions
 
 
 def random_predictions(seed=0, n=120, classes=5, sharpness=1.0):

@@ -1,4 +1,5 @@
-"The Keras part where a cell cannot show it: kill and resume, callbacks over many epochs, pretrained weights from a file."
+"The Keras part where a cell cannot show it: kill and resume, callbacks over many epochs, weights from a file."
+
 import importlib.util
 import os
 import signal
@@ -6,20 +7,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
 import numpy as np
 import pytest
 
-if importlib.util.find_spec("tensorflow") is None: pytest.skip("needs TensorFlow: pip install 'course_ml[keras]'", allow_module_level=True)
+if importlib.util.find_spec("tensorflow") is None:
+    pytest.skip("needs TensorFlow: pip install 'course_ml[keras]'", allow_module_level=True)
 
 from course_ml import keras_training
-from course_ml.provenance import file_digest
 from course_ml.config import Recipe
 from course_ml.data import Dataset, Split
 from course_ml.experiment import evaluate_test, predict_images
 from course_ml.keras_training import build_keras_model, fit_keras, keras, keras_key, keras_loss, predict_keras
+from course_ml.provenance import file_digest
 
 MOBILENET = Path(__file__).parents[1].parent / "shared/weights/keras/mobilenet_v2_1.0_224_no_top_rebuilt.h5"
-RECIPE = Recipe(framework="keras", backbone="dropout_cnn", image_size=24, epochs=6, batch_size=16, augment=("flip", "rotation 20"), schedule="plateau")
+RECIPE = Recipe(
+    framework="keras",
+    backbone="dropout_cnn",
+    image_size=24,
+    epochs=6,
+    batch_size=16,
+    augment=("flip", "rotation 20"),
+    schedule="plateau",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,30 +56,44 @@ def train(folder, recipe=RECIPE):
 
 def test_killed_run_resumes_to_the_bit(tmp_path):
     whole = train(tmp_path / "whole")
-    script = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n" \
-             f"import test_keras as t; t.keras_training.CHECKPOINT_SECONDS = 0; t.train({str(tmp_path / 'killed')!r})"
-    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.DEVNULL)
+    script = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
+        f"import test_keras as t; t.keras_training.CHECKPOINT_SECONDS = 0; t.train({str(tmp_path / 'killed')!r})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL,
+    )
     state, deadline = tmp_path / "killed/checkpoints/state.json", time.monotonic() + 120
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline: time.sleep(.01)
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert state.exists() and not (tmp_path / "killed/predictions.parquet").exists(), "the run ended before it could be killed"
+    assert state.exists() and not (tmp_path / "killed/predictions.parquet").exists(), (
+        "the run ended before it could be killed"
+    )
     resumed = train(tmp_path / "killed")
     assert resumed.finished and not state.exists()
     assert resumed.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
-    for ours, theirs in zip(resumed.model.get_weights(), whole.model.get_weights()): assert np.array_equal(ours, theirs)
+    for ours, theirs in zip(resumed.model.get_weights(), whole.model.get_weights()):
+        assert np.array_equal(ours, theirs)
     assert np.array_equal(resumed.predictions.probabilities, whole.predictions.probabilities)
 
 
 def interrupted(monkeypatch, folder, recipe, epoch):
     "A run that fails when `epoch` begins."
+
     def fail(self, now, logs=None):
         begin(self, now, logs)
-        if now == epoch: raise KeyboardInterrupt
+        if now == epoch:
+            raise KeyboardInterrupt
+
     begin = keras_training.SeedEpoch.on_epoch_begin
     with monkeypatch.context() as patch:
         patch.setattr(keras_training.SeedEpoch, "on_epoch_begin", fail)
-        with pytest.raises(KeyboardInterrupt): train(folder, recipe)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, recipe)
 
 
 def test_resumed_callbacks_keep_counting(tmp_path, monkeypatch):
@@ -89,22 +114,31 @@ def test_plateau_divides_the_learning_rate_also_after_resuming(tmp_path, monkeyp
 
 
 def test_best_weights_are_those_of_the_best_epoch(tmp_path):
-    run = train(tmp_path / "run", RECIPE.replace(learning_rate=.02, epochs=8))
+    run = train(tmp_path / "run", RECIPE.replace(learning_rate=0.02, epochs=8))
     losses = -np.log(run.predictions.probabilities[np.arange(len(run.predictions)), run.predictions.y_true])
     assert losses.mean() == pytest.approx(run.history.validation_loss[run.best_epoch], abs=1e-4)
 
 
 def test_predictions_keep_the_order_whatever_the_batches():
-    dataset, split = make_data()
+    dataset, _ = make_data()
     model, images, rows = build_keras_model(RECIPE, 3), dataset.images(24), np.random.default_rng(1).permutation(90)
     one_by_one = predict_keras(model, images, rows, batch_size=1)
-    for batch_size in (7, 64, 90): assert np.allclose(predict_keras(model, images, rows, batch_size), one_by_one, atol=1e-6)
+    for batch_size in (7, 64, 90):
+        assert np.allclose(predict_keras(model, images, rows, batch_size), one_by_one, atol=1e-6)
     assert np.allclose(one_by_one.sum(1), 1)
 
 
 def test_weighted_loss_of_rare_classes(tmp_path):
     "Inverse frequencies: with equal class sizes every weight is the number of classes."
-    plain, weighted = (train(tmp_path / name, RECIPE.replace(class_weights=name, optimizer="sgd", learning_rate=0.0, epochs=1, augment=(), backbone="baseline_cnn")) for name in ("none", "inverse"))
+    plain, weighted = (
+        train(
+            tmp_path / name,
+            RECIPE.replace(
+                class_weights=name, optimizer="sgd", learning_rate=0.0, epochs=1, augment=(), backbone="baseline_cnn"
+            ),
+        )
+        for name in ("none", "inverse")
+    )
     assert weighted.history.train_loss[0] == pytest.approx(3 * plain.history.train_loss[0], rel=1e-4)
     assert weighted.history.validation_loss[0] == pytest.approx(plain.history.validation_loss[0], rel=1e-6)
 
@@ -117,25 +151,45 @@ def test_exploding_loss_names_the_images(tmp_path):
         fit_keras(model, RECIPE, dataset, split, folder=tmp_path / "run")
 
 
-@pytest.mark.parametrize("changes, message", [({"framework": "torch"}, "this recipe is for torch"), ({"precision": "bf16"}, "precision: the Keras part"),
-                                              ({"weight_decay": .1}, "weight_decay: Keras has no L2")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"framework": "torch"}, "this recipe is for torch"),
+        ({"precision": "bf16"}, "precision: the Keras part"),
+        ({"weight_decay": 0.1}, "weight_decay: Keras has no L2"),
+    ],
+)
 def test_wrong_recipes_are_refused(tmp_path, changes, message):
     dataset, split = make_data()
-    with pytest.raises(ValueError, match=message): fit_keras(build_keras_model(RECIPE, 3), RECIPE.replace(**changes), dataset, split, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        fit_keras(build_keras_model(RECIPE, 3), RECIPE.replace(**changes), dataset, split, folder=tmp_path / "run")
 
 
 def test_frozen_backbone_from_a_file(tmp_path):
-    if not MOBILENET.exists(): pytest.skip("needs the MobileNetV2 weights in shared/weights/keras, which lie beside the repository, not in it")
-    recipe = Recipe(framework="keras", backbone="keras:MobileNetV2", weights=str(MOBILENET), head=("dense 16", "batch norm"), freeze="backbone",
-                    image_size=96, epochs=1, batch_size=16)
+    if not MOBILENET.exists():
+        pytest.skip("needs the MobileNetV2 weights in shared/weights/keras, which lie beside the repository, not in it")
+    recipe = Recipe(
+        framework="keras",
+        backbone="keras:MobileNetV2",
+        weights=str(MOBILENET),
+        head=("dense 16", "batch norm"),
+        freeze="backbone",
+        image_size=96,
+        epochs=1,
+        batch_size=16,
+    )
     dataset, split = make_data()
     model = build_keras_model(recipe, 3)
     backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     before = backbone.get_weights()
-    published = keras.applications.MobileNetV2(include_top=False, weights=str(MOBILENET), input_shape=(96, 96, 3), pooling="avg").get_weights()
-    for ours, theirs in zip(before, published): assert np.array_equal(ours, theirs)
+    published = keras.applications.MobileNetV2(
+        include_top=False, weights=str(MOBILENET), input_shape=(96, 96, 3), pooling="avg"
+    ).get_weights()
+    for ours, theirs in zip(before, published):
+        assert np.array_equal(ours, theirs)
     run = fit_keras(model, recipe, dataset, split, folder=tmp_path / "run")
-    for ours, theirs in zip(before, backbone.get_weights()): assert np.array_equal(ours, theirs)
+    for ours, theirs in zip(before, backbone.get_weights()):
+        assert np.array_equal(ours, theirs)
     assert run.info["weights"] == MOBILENET.name and run.info["sha256"] == file_digest(MOBILENET)
 
 
@@ -149,10 +203,17 @@ def test_preprocessing_is_inside_the_model():
     assert np.allclose(model(images, training=False), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [
-    {"mixup": .2, "cutmix": 1.0, "label_smoothing": .1}, {"sampling": "balanced", "focal_gamma": 2.0}, {"optimizer": "lion", "learning_rate": 1e-4},
-    {"grad_accum_steps": 2, "head_l2": 1e-3}, {"preprocess": ("grayscale",), "augment": ("color 0.2", "erase 0.3")},
-], ids=["mixed", "rare classes", "lion", "steps", "images"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
+        {"sampling": "balanced", "focal_gamma": 2.0},
+        {"optimizer": "lion", "learning_rate": 1e-4},
+        {"grad_accum_steps": 2, "head_l2": 1e-3},
+        {"preprocess": ("grayscale",), "augment": ("color 0.2", "erase 0.3")},
+    ],
+    ids=["mixed", "rare classes", "lion", "steps", "images"],
+)
 def test_the_recipe_fields_train_in_keras_too(tmp_path, changes):
     run = train(tmp_path / "run", RECIPE.replace(schedule="constant", epochs=2, **changes))
     assert run.finished and np.isfinite(run.history.train_loss).all()
@@ -160,29 +221,46 @@ def test_the_recipe_fields_train_in_keras_too(tmp_path, changes):
 
 def test_the_schedule_is_that_of_torch(tmp_path):
     from course_ml.training import lr_factor
-    recipe = RECIPE.replace(schedule="cosine", warmup_epochs=1.0, learning_rate=.01)
+
+    recipe = RECIPE.replace(schedule="cosine", warmup_epochs=1.0, learning_rate=0.01)
     rates = train(tmp_path / "run", recipe).history.learning_rate
-    np.testing.assert_allclose(rates, [.01 * lr_factor(epoch, "cosine", 6, warmup_epochs=1.0) for epoch in range(6)], rtol=1e-5)
+    np.testing.assert_allclose(
+        rates, [0.01 * lr_factor(epoch, "cosine", 6, warmup_epochs=1.0) for epoch in range(6)], rtol=1e-5
+    )
 
 
 def test_focal_loss_and_penalty_are_those_of_torch():
     import torch
+
     from course_ml.training import weighted_loss
+
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(20, 3)).astype("float32"), np.arange(20) % 3
-    model, loss = build_keras_model(RECIPE.replace(focal_gamma=2.0, head_l2=.01), 3), keras_loss(focal_gamma=2.0)
+    model, loss = build_keras_model(RECIPE.replace(focal_gamma=2.0, head_l2=0.01), 3), keras_loss(focal_gamma=2.0)
     ours = weighted_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.ones(3), focal_gamma=2.0).item()
     assert float(np.mean(loss(np.eye(3, dtype="float32")[labels], logits))) == pytest.approx(ours, rel=1e-4)
-    squares = sum((np.asarray(layer.kernel) ** 2).sum() for layer in model.layers if isinstance(layer, keras.layers.Dense))
-    assert float(sum(model.losses)) == pytest.approx(.01 * squares, rel=1e-4)
+    squares = sum(
+        (np.asarray(layer.kernel) ** 2).sum() for layer in model.layers if isinstance(layer, keras.layers.Dense)
+    )
+    assert float(sum(model.losses)) == pytest.approx(0.01 * squares, rel=1e-4)
 
 
-@pytest.mark.parametrize("changes, field", [
-    ({"ema_decay": .9}, "ema_decay"), ({"layer_decay": .5}, "layer_decay"), ({"metadata": "phylum"}, "metadata"), ({"optimizer": "ranger"}, "optimizer"),
-    ({"schedule": "one-cycle"}, "schedule"), ({"freeze": "staged 1"}, "freeze"), ({"precision": "bf16"}, "precision"), ({"weight_decay": .1}, "weight_decay"),
-])
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"ema_decay": 0.9}, "ema_decay"),
+        ({"layer_decay": 0.5}, "layer_decay"),
+        ({"metadata": "phylum"}, "metadata"),
+        ({"optimizer": "ranger"}, "optimizer"),
+        ({"schedule": "one-cycle"}, "schedule"),
+        ({"freeze": "staged 1"}, "freeze"),
+        ({"precision": "bf16"}, "precision"),
+        ({"weight_decay": 0.1}, "weight_decay"),
+    ],
+)
 def test_what_keras_can_not_do_is_refused_by_name(changes, field):
-    with pytest.raises(ValueError, match=f"^{field}: "): RECIPE.replace(**changes)
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        RECIPE.replace(**changes)
 
 
 def zeros(model):
@@ -191,7 +269,9 @@ def zeros(model):
 
 
 MUTATIONS = {
-    "a field of the recipe": lambda model, data, split: keras_key(model, RECIPE.replace(learning_rate=2e-3), data, split),
+    "a field of the recipe": lambda model, data, split: keras_key(
+        model, RECIPE.replace(learning_rate=2e-3), data, split
+    ),
     "starting weights of zeros": lambda model, data, split: keras_key(zeros(model), RECIPE, data, split),
     "another split": lambda model, data, split: keras_key(model, RECIPE, data, Split.holdout(data, seed=1)),
     "other images": lambda model, data, split: keras_key(model, RECIPE, make_data(60)[0], split),
@@ -212,4 +292,5 @@ def test_the_test_set_is_predicted_by_keras_itself(tmp_path):
     preds = evaluate_test(run, data, split)
     assert np.array_equal(preds.probabilities, predict_keras(run.model, run.inputs, split.rows("test")))
     assert np.allclose(predict_images(run, data, split.rows("test")), preds.probabilities, atol=1e-6)
-    with pytest.raises(ValueError, match="trained on another split"): evaluate_test(run, data, Split.holdout(data, seed=1))
+    with pytest.raises(ValueError, match="trained on another split"):
+        evaluate_test(run, data, Split.holdout(data, seed=1))

@@ -170,7 +170,8 @@ def test_predictions_of_other_images_are_refused():
     with pytest.raises(ValueError, match="more than once: .'image 0'"):
         metrics.mcnemar(a, make(b.y_true, b.probabilities, [a.ids[0], *a.ids[:-1]]))
     with pytest.raises(ValueError, match="classes differ"):
-        metrics.bootstrap_difference(a, Predictions.from_arrays(b.ids, b.y_true, b.probabilities, ["class 1", "class 0"]))
+        other = Predictions.from_arrays(b.ids, b.y_true, b.probabilities, ["class 1", "class 0"])
+        metrics.bootstrap_difference(a, other)
 
 
 def test_no_predictions_are_refused():

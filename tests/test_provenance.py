@@ -12,12 +12,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from course_ml import provenance
-from course_ml.provenance import (
-    Key, cached_file, claim, code_hash, content_hash, derive_seed, file_digest, file_digests, holder, imported_modules,
-    keyed_folder, lock, make_key, package_versions, path_digest, run_folder, used_modules)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from course_ml import provenance
+from course_ml.provenance import (
+    Key,
+    cached_file,
+    claim,
+    code_hash,
+    content_hash,
+    derive_seed,
+    file_digest,
+    file_digests,
+    holder,
+    imported_modules,
+    keyed_folder,
+    lock,
+    make_key,
+    package_versions,
+    path_digest,
+    run_folder,
+    used_modules,
+)
 
 MODULES = {
     "__init__": '__version__ = "1.0"\n',
@@ -162,14 +179,14 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("change, said", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_what_decides_changes_the_key_and_nothing_else_does(change, said, package, inputs, monkeypatch):
+@pytest.mark.parametrize("change, expected", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_what_decides_changes_the_key_and_nothing_else_does(change, expected, package, inputs, monkeypatch):
     before = make_key(["fit"], provenance.IMAGE_PACKAGES, **inputs)
     change(package, inputs, monkeypatch)
     after = make_key(["fit"], provenance.IMAGE_PACKAGES, **inputs)
     differences = ", ".join(before.differences(after))
-    assert (before.name == after.name) == (said == ""), differences
-    assert all(word in differences for word in said.split("*")) and bool(differences) == bool(said), differences
+    assert (before.name == after.name) == (expected == ""), differences
+    assert all(word in differences for word in expected.split("*")) and bool(differences) == bool(expected), differences
     assert Key.from_dict(json.loads(json.dumps(after.to_dict()))) == after
 
 
@@ -380,7 +397,7 @@ def start(code: str, *arguments) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def said(process: subprocess.Popen) -> str:
+def output_of(process: subprocess.Popen) -> str:
     "What a process printed, once it has ended well."
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -393,7 +410,7 @@ def test_processes_share_the_database(tmp_path):
         old_file(tmp_path / "files" / str(i), b"%d" % i)
     code = "for _ in range(3): print(path_digest(sys.argv[1], verify=True))"
     processes = [start(code, tmp_path / "files") for _ in range(3)]
-    assert set("".join(map(said, processes)).split()) == {path_digest(tmp_path / "files")}
+    assert set("".join(map(output_of, processes)).split()) == {path_digest(tmp_path / "files")}
 
 
 # Locks and folders
@@ -434,7 +451,7 @@ def test_the_other_waits_and_says_for_whom(held):
     waiting = start("with lock(sys.argv[1], message='run 7'): print('mine')", path)
     assert waiting.stderr.readline().startswith(f"run 7: waiting for process {process.pid} (since ")
     process.kill()
-    assert said(waiting) == "mine\n"
+    assert output_of(waiting) == "mine\n"
 
 
 def test_two_processes_compute_a_file_once(tmp_path):
@@ -445,7 +462,7 @@ def write(path):
     path.write_text("1")
 print(cached_file("numbers", make_key(["provenance"]), ".txt", write).read_text())"""
     processes = [start(code), start(code)]
-    assert "".join(map(said, processes)).count("computed") == 1
+    assert "".join(map(output_of, processes)).count("computed") == 1
     assert cached_file("numbers", make_key(["provenance"]), ".txt", None).read_text() == "1"
 
 

@@ -1,4 +1,5 @@
 "Only what is stale is made again; one that fails leaves the others alone; and what differs is found."
+import ast
 import re
 import shutil
 import signal
@@ -11,14 +12,25 @@ import pytest
 from hypothesis import given, strategies
 from PIL import Image
 from test_reporting import (
-    IMAGE, TABLE, WORK, contents, copy_project, course_ml, gone, hear_ctrl_c, make_project, wait_for, write_notebook,
-    write_report)
+    IMAGE,
+    TABLE,
+    WORK,
+    contents,
+    copy_project,
+    course_ml,
+    gone,
+    hear_ctrl_c,
+    make_project,
+    wait_for,
+    write_notebook,
+    write_report,
+)
 
 from course_ml.command_line import main
 from course_ml.comparing import compare_tables, diff, verify
 from course_ml.manifests import report_key
 from course_ml.notebooks import read_notebook
-from course_ml.provenance import read_json, used_modules, write_json
+from course_ml.provenance import package_folder, read_json, used_modules, write_json
 from course_ml.regenerating import regenerate, run_reports, stale
 from course_ml.report_jobs import prepare
 from course_ml.report_runs import run_report
@@ -171,6 +183,43 @@ def test_modules_are_followed():
     assert "command_line" not in used_modules(sources=["from course_ml.reporting import Report"])
 
 
+TRAIN = """from course_ml.config import Recipe
+from course_ml.data import Split
+from course_ml.datasets import load_dataset
+from course_ml.experiment import train_recipe
+dataset = load_dataset("cactus", images=40, size=24)
+recipe = Recipe(backbone="baseline_cnn", image_size=24, epochs=1)
+run = train_recipe(recipe, dataset, Split.holdout(dataset))
+report.record("mean probability, validation", run.predictions.probabilities[:, 0].mean(), reason="an example")"""
+
+
+def test_a_changed_loss_changes_the_numbers(tmp_path, monkeypatch):
+    "From end to end, in a copy of the package: another loss makes the report stale, and the run is not the old one."
+    shutil.copytree(package_folder(), tmp_path / "course_ml", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("COURSE_ML_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_report(tmp_path, "tiny", WORK, TRAIN)
+
+    def numbers():
+        made = course_ml("report", "tiny")
+        errors = made.communicate()[1]
+        assert made.returncode == 0, errors
+        return read_json("reports/tiny/results.json")
+
+    before, module = numbers(), tmp_path / "course_ml/training.py"
+    source = module.read_text()
+    name = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "weighted_loss")
+    lines = source.splitlines(keepends=True)
+    lines.insert(name.end_lineno, "\n_old_loss = weighted_loss\n"
+                 "def weighted_loss(*values, **options): return 0 * _old_loss(*values, **options)\n\n")
+    module.write_text("".join(lines))
+    explained = course_ml("report", "tiny", "--explain").communicate()[0]
+    assert explained == "tiny: module training changed\n" and numbers() != before
+    module.write_text(source.replace("def weighted_loss", "# a comment\ndef weighted_loss"))
+    assert numbers() == before
+
+
 def test_many_reports_and_one_that_fails(project, capsys):
     write_report(project, "bad", "1 / 0")
     write_report(project, "good", "## Results", WORK)
@@ -184,7 +233,8 @@ def test_many_reports_and_one_that_fails(project, capsys):
     assert read_status("reports/good")["state"] == "never run"
     assert main(["report", "--all", "--jobs", "3"]) == 1
     message = capsys.readouterr()
-    for line in (r"bad +failed", r"good +made", r"tiny +up to date"): assert re.search(line, message.out)
+    for line in (r"bad +failed", r"good +made", r"tiny +up to date"):
+        assert re.search(line, message.out)
     assert "1 of 3 reports did not finish" in message.err and "ZeroDivisionError" in message.err
     assert contents(project / "reports/tiny") == before and read_status("reports/good")["state"] == "finished"
     assert read_status("reports/bad")["state"] == "failed"

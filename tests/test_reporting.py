@@ -311,7 +311,8 @@ def test_missing_value_needs_a_reason(tmp_path):
     ({"scale": float("nan")}, "must be of type float"), ({"layers": "dense"}, "must be of type tuple"),
     ({"report_dir": "x"}, "unknown parameter")])
 def test_parameters_that_do_not_fit(project, parameters, message):
-    with pytest.raises(ParameterError, match=re.escape(message)) as error: run_report("tiny", parameters)
+    with pytest.raises(ParameterError, match=re.escape(message)) as error:
+        run_report("tiny", parameters)
     for line in ["images int 40 how many images", "scale float 1.0 multiplies the score"]:
         assert line in " ".join(str(error.value).split())
     assert contents(project / "reports/tiny").keys() == {"report.yml"}
@@ -320,7 +321,8 @@ def test_parameters_that_do_not_fit(project, parameters, message):
 
 @pytest.mark.parametrize("value, expected", [("true", True), ("False", False), ("yes", None), ("1", None)])
 def test_truth_values_from_the_command_line(project, value, expected):
-    if expected is None: pytest.raises(ParameterError, prepare, "tiny", {"shuffle": value}, from_text=True)
+    if expected is None:
+        pytest.raises(ParameterError, prepare, "tiny", {"shuffle": value}, from_text=True)
     else: assert prepare("tiny", {"shuffle": value}, from_text=True).values["shuffle"] is expected
 
 
@@ -415,7 +417,8 @@ def test_killed_kernel(made_project, death):
 def test_time_limit_is_for_the_whole_notebook(made_project):
     cells = ["import time; open('pid', 'w').write(str(os.getpid()))", *["time.sleep(1.5)"] * 200]
     before = break_it(made_project, *cells)
-    with pytest.raises(RunError, match="not finished after 6 seconds"): run_report("tiny", timeout=6)
+    with pytest.raises(RunError, match="not finished after 6 seconds"):
+        run_report("tiny", timeout=6)
     status = read_status("reports/tiny")
     assert status["state"] == "timed out" and status["cell"] < 14 and contents(made_project / "reports/tiny") == before
     if Path("pid").exists():
@@ -424,7 +427,8 @@ def test_time_limit_is_for_the_whole_notebook(made_project):
 
 def test_time_limit_of_a_cell(made_project):
     before = break_it(made_project, *["import time; time.sleep(.4)"] * 3, "time.sleep(600)")
-    with pytest.raises(RunError, match="a cell was not finished"): run_report("tiny", cell_timeout=3)
+    with pytest.raises(RunError, match="a cell was not finished"):
+        run_report("tiny", cell_timeout=3)
     status = read_status("reports/tiny")
     assert (status["state"], status["cell"]) == ("timed out", 7) and contents(made_project / "reports/tiny") == before
 
@@ -448,7 +452,8 @@ def test_no_room_for_a_file(made_project):
 def small_disk(tmp_path):
     "A file system of 400 KB; needs the right to mount one."
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True).returncode: pytest.skip("no right to mount a file system here")
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a file system here")
     yield tmp_path
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
@@ -521,14 +526,15 @@ def test_killed_runner(made_project, signal_number):
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
     assert read_status("reports/tiny")["state"] == "running"
     process.send_signal(signal_number)
-    output, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     status = read_status("reports/tiny")
     assert (status["state"], status["cell"]) == ("killed", 4) and contents(made_project / "reports/tiny") == before
     written = "running" if signal_number == signal.SIGKILL else "killed"
     assert read_json("reports/tiny/status.json")["state"] == written
     assert "Traceback" not in errors, errors
     wait_for(lambda: gone(int(Path("pid").read_text())))
-    if signal_number == signal.SIGKILL: write_notebook(made_project / "nbs/tiny.ipynb", "## Results", WORK)
+    if signal_number == signal.SIGKILL:
+        write_notebook(made_project / "nbs/tiny.ipynb", "## Results", WORK)
     if signal_number == signal.SIGKILL: run_report("tiny")  # the lock is free
     names = {".tiny.new"} & set(reports_in(made_project))
     assert not names and "tiny" in reports_in(made_project)

@@ -443,19 +443,24 @@ def test_unknown_name(tmp_path):
         fetch("leafs", tmp_path)
 
 
-def test_fetch_medmnist(world, tmp_path, monkeypatch):
-    arrays = medmnist(tmp_path / "published.npz")
-    world["files"]["/blood.npz"] = data = (tmp_path / "published.npz").read_bytes()
-    world["cuts"] = [3000]
+def add_blood_source(monkeypatch, address, data):
+    "A source of blood cells that this test serves itself."
     add_source(
         monkeypatch,
         name="blood",
         how="url",
-        address=world["address"] + "/blood.npz",
+        address=address,
         file="blood.npz",
         classes=BLOOD_CLASSES,
         checksum="md5:" + hashlib.md5(data).hexdigest(),
     )
+
+
+def test_fetch_medmnist(world, tmp_path, monkeypatch):
+    arrays = medmnist(tmp_path / "published.npz")
+    world["files"]["/blood.npz"] = data = (tmp_path / "published.npz").read_bytes()
+    world["cuts"] = [3000]
+    add_blood_source(monkeypatch, world["address"] + "/blood.npz", data)
     path = fetch("blood", tmp_path / "data")
     dataset = read_dataset(path)
     assert dataset.classes == list(BLOOD_CLASSES) and dataset.items["split"].value_counts().to_dict() == {

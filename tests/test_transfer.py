@@ -1,4 +1,9 @@
-"""Backbones from every source, the right preprocessing, and a cache that never answers another question."""
+<<<<<<< HEAD
+"""Backbones from every source, the right preprocessing, and a cache that returns the right features."""
+=======
+"""Backbones from every source, the right preprocessing, and a cache that never returns features of something else."""
+>>>>>>> w-train
+
 import shutil
 from pathlib import Path
 
@@ -7,20 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_ml.provenance import cache_folder
-from course_ml.runtime import set_seed
+from course_ml.backbones import FAMILIES, PACKAGED, timm_backbone, torchvision_blocks
 from course_ml.config import Recipe
 from course_ml.data import Dataset, Split
+from course_ml.experiment import load_model, train_recipe
+from course_ml.features import frozen_features
+from course_ml.fitting import Training, build_loader, fit, training_key
 from course_ml.runs import Run, weights_hash
 from course_ml.training import Batches, parameter_groups, predict
-from course_ml.fitting import Training, build_loader, fit, training_key
-from course_ml.backbones import FAMILIES, PACKAGED, timm_backbone, torchvision_blocks
 from course_ml.transfer import TransferModel, build_model
-from course_ml.features import frozen_features
-from course_ml.experiment import load_model, train_recipe
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "weights"
-real_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason=f"the ImageNet weights are not beside the project ({WEIGHTS.name}/)")
+real_weights = pytest.mark.skipif(
+    not WEIGHTS.exists(), reason=f"the ImageNet weights are not beside the project ({WEIGHTS.name}/)"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,17 +39,45 @@ def images():
     return Dataset.from_arrays("noise", rng.integers(0, 256, (70, 32, 32, 3), dtype="uint8"), np.arange(70) % 2)
 
 
-FROZEN = Recipe(backbone="resnet10t", weights="packaged", freeze="backbone", image_size=32, head=("dense 16", "dropout 0.5"), epochs=2)
+FROZEN = Recipe(
+    backbone="resnet10t",
+    weights="packaged",
+    freeze="backbone",
+    image_size=32,
+    head=("dense 16", "dropout 0.5"),
+    epochs=2,
+)
 
 
-@pytest.mark.parametrize("backbone", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:densenet121", "torchvision:convnext_tiny", "torchvision:swin_t", "torchvision:squeezenet1_1", "resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "torchvision:resnet18",
+        "torchvision:mobilenet_v2",
+        "torchvision:densenet121",
+        "torchvision:convnext_tiny",
+        "torchvision:swin_t",
+        "torchvision:squeezenet1_1",
+        "resnet10t",
+        "mobilenetv2_100",
+        "vit_tiny_patch16_224",
+    ],
+)
 def test_every_kind_of_backbone_gets_a_head(backbone):
     model = build_model(Recipe(backbone=backbone, image_size=224, head=("dense 8",)), classes=5)
     assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 5)
 
 
 def test_the_head_of_the_nature10_study_has_its_published_parameters():
-    model = build_model(Recipe(backbone="torchvision:resnet50", image_size=64, freeze="backbone", head=("dropout 0.5", "dense 128", "dropout 0.3")), classes=10)
+    model = build_model(
+        Recipe(
+            backbone="torchvision:resnet50",
+            image_size=64,
+            freeze="backbone",
+            head=("dropout 0.5", "dense 128", "dropout 0.3"),
+        ),
+        classes=10,
+    )
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 263_562
 
 
@@ -72,16 +105,24 @@ def test_the_cached_way_equals_the_uncached_bit_for_bit(images, tmp_path, batch_
     uncached = fit(model, recipe, images, split, folder=tmp_path / "uncached")
     assert weights_hash(cached.model) == weights_hash(model.head)
     assert np.array_equal(cached.predictions.probabilities, uncached.predictions.probabilities)
-    assert np.allclose(predict(load_model(cached, 2), images.images(32), split.rows("validation")), cached.predictions.probabilities, atol=1e-7)
+    assert np.allclose(
+        predict(load_model(cached, 2), images.images(32), split.rows("validation")),
+        cached.predictions.probabilities,
+        atol=1e-7,
+    )
 
 
 def test_only_what_changed_is_computed_again(images, monkeypatch):
     computed, original = [], TransferModel._features_of
-    monkeypatch.setattr(TransferModel, "_features_of", lambda self, part: (computed.append(len(part)), original(self, part))[1])
+    monkeypatch.setattr(
+        TransferModel, "_features_of", lambda self, part: (computed.append(len(part)), original(self, part))[1]
+    )
+
     def newly_computed(model, dataset, recipe):
         computed.clear()
         features = frozen_features(model, dataset, recipe.image_size, recipe.resize, recipe.preprocess)
         return sum(computed), features
+
     model = build_model(FROZEN, 2)
     n, first = newly_computed(model, images, FROZEN)
     assert n == 70
@@ -94,7 +135,8 @@ def test_only_what_changed_is_computed_again(images, monkeypatch):
     assert newly_computed(model, Dataset.from_arrays("x", array, images.labels), FROZEN)[0] == 1
     assert newly_computed(model, images, FROZEN.replace(image_size=48))[0] == 70
     assert newly_computed(model, images, FROZEN.replace(preprocess=("grayscale",)))[0] == 70
-    with torch.no_grad(): next(model.backbone.parameters())[0] += 1e-3
+    with torch.no_grad():
+        next(model.backbone.parameters())[0] += 1e-3
     assert newly_computed(model, images, FROZEN)[0] == 70
 
 
@@ -106,35 +148,42 @@ def test_duplicates_of_an_image_are_computed_once(images, monkeypatch):
 
 
 def test_normalisation_is_that_of_the_weights():
-    assert build_model(Recipe(backbone="mobilenetv2_100"), 2).info["mean"] == pytest.approx([.485, .456, .406])
-    assert build_model(Recipe(backbone="tf_mobilenetv3_small_100"), 2).info["mean"] == pytest.approx([.5, .5, .5])
-    assert build_model(Recipe(backbone="resnet10t", weights="packaged"), 2).info["mean"] == pytest.approx([.5, .5, .5])
+    assert build_model(Recipe(backbone="mobilenetv2_100"), 2).info["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert build_model(Recipe(backbone="tf_mobilenetv3_small_100"), 2).info["mean"] == pytest.approx([0.5, 0.5, 0.5])
+    assert build_model(Recipe(backbone="resnet10t", weights="packaged"), 2).info["mean"] == pytest.approx(
+        [0.5, 0.5, 0.5]
+    )
 
 
 def test_a_header_beats_the_name(tmp_path):
     state = load_file(PACKAGED["resnet10t"])
     save_file(state, tmp_path / "own.safetensors", metadata={"mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"})
     info = build_model(Recipe(backbone="resnet10t", weights=str(tmp_path / "own.safetensors")), 2).info
-    assert info["mean"] == [.1, .2, .3] and info["file"] == "own.safetensors" and len(info["sha256"]) == 64
+    assert info["mean"] == [0.1, 0.2, 0.3] and info["file"] == "own.safetensors" and len(info["sha256"]) == 64
 
 
-@pytest.mark.parametrize("recipe, message", [
-    ({"backbone": "resnet10t", "weights": "missing.pth"}, "there is no file missing.pth"),
-    ({"backbone": "mobilenetv2_100", "weights": "packaged"}, "only for resnet10t"),
-    ({"backbone": "torchvision:resnet49"}, "torchvision has no"),
-    ({"backbone": "resnet10tt"}, "did you mean 'resnet10t'"),
-    ({"backbone": "keras:MobileNetV2"}, "no torch network"),
-    ({"backbone": "baseline_cnn", "weights": "packaged"}, "starts at random"),
-    ({"backbone": "vit_tiny_patch16_224", "image_size": 64}, "image_size"),
-])
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        ({"backbone": "resnet10t", "weights": "missing.pth"}, "there is no file missing.pth"),
+        ({"backbone": "mobilenetv2_100", "weights": "packaged"}, "only for resnet10t"),
+        ({"backbone": "torchvision:resnet49"}, "torchvision has no"),
+        ({"backbone": "resnet10tt"}, "did you mean 'resnet10t'"),
+        ({"backbone": "keras:MobileNetV2"}, "no torch network"),
+        ({"backbone": "baseline_cnn", "weights": "packaged"}, "starts at random"),
+        ({"backbone": "vit_tiny_patch16_224", "image_size": 64}, "image_size"),
+    ],
+)
 def test_what_can_not_be_built_says_why(recipe, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message): build_model(Recipe(**recipe), 3)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        build_model(Recipe(**recipe), 3)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     for backbone in ("resnet10t", "torchvision:resnet18"):
-        with pytest.raises(ValueError, match="other.safetensors does not fit"): build_model(Recipe(backbone=backbone, weights=str(tmp_path / "other.safetensors")), 3)
+        with pytest.raises(ValueError, match="other.safetensors does not fit"):
+            build_model(Recipe(backbone=backbone, weights=str(tmp_path / "other.safetensors")), 3)
 
 
 def test_a_head_is_not_put_on_another_backbone(images, tmp_path, monkeypatch):
@@ -143,7 +192,8 @@ def test_a_head_is_not_put_on_another_backbone(images, tmp_path, monkeypatch):
     state["conv1.0.weight"] = state["conv1.0.weight"] + 1
     save_file(state, tmp_path / "changed.safetensors", metadata={"mean": "0.5, 0.5, 0.5", "std": "0.5, 0.5, 0.5"})
     monkeypatch.setitem(PACKAGED, "resnet10t", tmp_path / "changed.safetensors")
-    with pytest.raises(ValueError, match="have changed since this run"): load_model(run, 2)
+    with pytest.raises(ValueError, match="have changed since this run"):
+        load_model(run, 2)
 
 
 @real_weights
@@ -152,13 +202,15 @@ def test_real_weights_see_what_is_in_a_photograph(name):
     import timm
     from PIL import Image
     from sklearn.datasets import load_sample_image
+
     file = WEIGHTS / f"{name}.safetensors"
     backbone = timm_backbone(name, str(file))
     full = timm.create_model(name, checkpoint_path=str(file)).eval()
     image = Image.fromarray(load_sample_image("china.jpg")).resize((224, 224), Image.Resampling.BICUBIC)
     batch = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255
     model = TransferModel(backbone, full.get_classifier()).eval()
-    with torch.no_grad(): probabilities = model(batch).softmax(1)[0]
+    with torch.no_grad():
+        probabilities = model(batch).softmax(1)[0]
     assert {663, 698} & set(probabilities.topk(5).indices.tolist())  # monastery, palace
 
 
@@ -200,25 +252,31 @@ BLOCKS = {  # the first weight of each block
 def test_torchvision_networks_have_real_blocks(name):
     "From bottom to top, every weight but those of the last layers in one block."
     import torchvision
-    with torch.device("meta"): network = torchvision.models.get_model(name)
+
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name)
     blocks, last = torchvision_blocks(network), FAMILIES[type(network).__name__].last
     listed = [weight for block in blocks for weight in block]
     assert listed == [weight for weight, _ in network.named_parameters() if not weight.startswith(f"{last}.")]
-    for block, first in zip(blocks, BLOCKS[name], strict=True): assert f"{block[0]}.".startswith(f"{first}."), block[0]
+    for block, first in zip(blocks, BLOCKS[name], strict=True):
+        assert f"{block[0]}.".startswith(f"{first}."), block[0]
     assert len(blocks) > 3
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_networks_of_unknown_structure_are_refused_by_name(name):
     import torchvision
-    with torch.device("meta"): network = torchvision.models.get_model(name, init_weights=False)
-    with pytest.raises(ValueError, match=f"torchvision's {type(network).__name__} are not known"): torchvision_blocks(network)
+
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, init_weights=False)
+    with pytest.raises(ValueError, match=f"torchvision's {type(network).__name__} are not known"):
+        torchvision_blocks(network)
 
 
 def test_layer_decay_of_a_torchvision_network_falls_block_by_block():
     model = build_model(Recipe(backbone="torchvision:resnet18", image_size=64), 3)
-    rates = [group["lr"] for group in parameter_groups(model, .1, layer_decay=.5)]
-    assert rates == pytest.approx([.1 * .5 ** depth for depth in range(6)])
+    rates = [group["lr"] for group in parameter_groups(model, 0.1, layer_decay=0.5)]
+    assert rates == pytest.approx([0.1 * 0.5**depth for depth in range(6)])
 
 
 def test_staged_unfreezing_of_a_torchvision_network_moves_its_upper_blocks(images, tmp_path):
@@ -227,11 +285,18 @@ def test_staged_unfreezing_of_a_torchvision_network_moves_its_upper_blocks(image
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, recipe, images, Split.holdout(images), folder=tmp_path / "run")
     state = load_file(tmp_path / "run" / "last.safetensors")
-    changed = {name.split(".")[2] for name, value in state.items() if name.startswith("backbone") and not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[2]
+        for name, value in state.items()
+        if name.startswith("backbone") and not torch.equal(value, before[name])
+    }
     assert changed == {"layer4"}
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224", "torchvision:densenet121", "torchvision:swin_t"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet10t", "mobilenetv2_100", "vit_tiny_patch16_224", "torchvision:densenet121", "torchvision:swin_t"],
+)
 def test_a_network_has_the_same_name_in_every_process(backbone):
     "Its `repr`, which is part of the name, holds no address."
     assert " at 0x" not in repr(build_model(Recipe(backbone=backbone, image_size=224), 3))
@@ -240,8 +305,11 @@ def test_a_network_has_the_same_name_in_every_process(backbone):
 def test_features_are_not_of_other_code(images, monkeypatch, tmp_path):
     "A changed forward pass, in a copy of the package, finds no features that the old one computed."
     from course_ml import provenance
+
     computed, original = [], TransferModel.frozen_features
-    monkeypatch.setattr(TransferModel, "frozen_features", lambda self, batch: (computed.append(len(batch)), original(self, batch))[1])
+    monkeypatch.setattr(
+        TransferModel, "frozen_features", lambda self, batch: (computed.append(len(batch)), original(self, batch))[1]
+    )
     model, package = build_model(FROZEN, 2), tmp_path / "course_ml"
     frozen_features(model, images, 32)
     shutil.copytree(provenance.package_folder(), package, ignore=shutil.ignore_patterns("__pycache__", "weights"))
@@ -259,21 +327,30 @@ def test_features_leave_the_model_as_it_was(images):
     model = build_model(FROZEN.replace(freeze="none"), 2).train()
     before = weights_hash(model)
     frozen_features(model, images, 32)
-    assert model.training and all(weight.requires_grad for weight in model.parameters()) and weights_hash(model) == before
+    assert (
+        model.training and all(weight.requires_grad for weight in model.parameters()) and weights_hash(model) == before
+    )
 
 
 def test_staged_unfreezing_moves_only_what_is_unfrozen(images, tmp_path):
     "The lowest block must be untouched, batch statistics included, until its turn comes."
-    recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=2, freeze="staged 1", learning_rate=1e-3)
+    recipe = Recipe(
+        backbone="resnet10t", weights="packaged", image_size=32, epochs=2, freeze="staged 1", learning_rate=1e-3
+    )
     before = {name: value.clone() for name, value in build_model(recipe, 2).state_dict().items()}
-    after = fit(build_model(recipe, 2), recipe, images, Split.holdout(images), folder=tmp_path / "run").folder / "last.safetensors"
+    after = (
+        fit(build_model(recipe, 2), recipe, images, Split.holdout(images), folder=tmp_path / "run").folder
+        / "last.safetensors"
+    )
     changed = {name.split(".")[1] for name, value in load_file(after).items() if not torch.equal(value, before[name])}
     assert changed & {"conv1", "bn1", "layer1", "layer2", "layer3"} == set()
     assert "layer4" in changed
 
 
 def test_a_schedule_that_unfreezes_is_resumed_to_the_bit(images, tmp_path):
-    recipe = Recipe(backbone="resnet10t", weights="packaged", image_size=32, epochs=3, freeze="head first 1", layer_decay=.5)
+    recipe = Recipe(
+        backbone="resnet10t", weights="packaged", image_size=32, epochs=3, freeze="head first 1", layer_decay=0.5
+    )
     split = Split.holdout(images)
     whole = fit(build_model(recipe, 2), recipe, images, split, folder=tmp_path / "whole")
     model, train, resumed = build_model(recipe, 2), split.rows("train"), Run(tmp_path / "resumed")

@@ -73,8 +73,8 @@ def settings() -> dict[str, list[Requirement]]:
     "Return what the package needs, by the key of settings.ini: requirements, keras_requirements, ..."
     reader = ConfigParser(delimiters=["="], interpolation=None)
     reader.read(ROOT / "settings.ini", encoding="utf-8")
-    return {key: [Requirement(one) for one in text.split()]
-            for key, text in reader["DEFAULT"].items() if key.endswith("requirements")}
+    return {key: [Requirement(one) for one in names.split()]
+            for key, names in reader["DEFAULT"].items() if key.endswith("requirements")}
 
 
 # The notebooks and what is made from them
@@ -115,6 +115,13 @@ def test_opens_with_title_and_description(path):
 
 
 @every_notebook
+def test_does_not_end_with_exported_code(path):
+    "nbdev looks at the cell after an exported one when it builds the website, and fails where there is none."
+    last = read_notebook(path).cells[-1]
+    assert last.cell_type != "code" or not re.search(r"^#\|\s*export", last.source, re.MULTILINE), "add an example"
+
+
+@every_notebook
 def test_names_its_kernel(path):
     kernel = read_notebook(path).metadata.get("kernelspec", {})
     assert (kernel.get("name"), kernel.get("language")) == ("python3", "python")  # papermill asks for both
@@ -127,8 +134,8 @@ def test_parameterized_notebooks_have_their_tag():
     assert studies, "no notebook is named in a reports/*/report.yml"
     tagged = {path.name: sum("parameters" in cell.metadata.get("tags", []) for cell in code_cells(path))
               for path in NOTEBOOKS}
-    wrong = {name: tagged.get(name) for name in studies if tagged.get(name) != 1}
-    assert not wrong, f"these need one code cell tagged `parameters`: {wrong}"
+    others = {name: tagged.get(name) for name in studies if tagged.get(name) != 1}
+    assert not others, f"these need one code cell tagged `parameters`: {others}"
 
 
 @every_notebook
@@ -177,7 +184,8 @@ def test_was_run_and_saved(path):
         body = statements(cell)
         ends_in_value = body and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, shown)
         assert cell.outputs or not ends_in_value or cell.source.rstrip().endswith(";"), f"no output:\n{cell.source}"
-    prose_only = not any("default_exp" in cell.source or "parameters" in cell.metadata.get("tags", []) for cell in cells)
+    prose_only = not any("default_exp" in cell.source or "parameters" in cell.metadata.get("tags", [])
+                         for cell in cells)
     assert prose_only or any(cell.outputs for cell in cells), "saved without outputs: run make lessons"
 
 
@@ -196,7 +204,8 @@ def test_outputs_are_fit_to_be_read(path):
                     text = EMBEDDED_DATA.sub("", text)
                     assert "\r" not in text and "\x1b" not in text, f"remains of a progress bar in {where}"
                     found = MACHINE_PATH.search(text)
-                    assert not found, f"the path of a machine ({text[max(0, found.start() - 40):found.end() + 40]}) in {where}"
+                    shown = found and text[max(0, found.start() - 40):found.end() + 40]
+                    assert not found, f"the path of a machine ({shown}) in {where}"
 
 
 # Reports are committed with what cannot be made from the rest. They may be of an older state of the library than
@@ -229,32 +238,25 @@ def test_git_keeps_each_thing_of_a_report_once():
 # The library
 
 
-def layers() -> list[str]:
-    "The modules in the order in which CONTRIBUTING.md lists them: below another one means later."
-    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### Layers")[1].split("###")[0]
-    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
-    return [module for row in rows for module in re.findall(r"`(\w+)`", row)]
-
-
-LAYERS = layers()
-
-
 def neighbors(path: Path) -> set[str]:
     "Return the modules of the library that a module imports."
     return {name.split(".")[1] for name in imported_names(path) if name.startswith("course_ml.")}
 
 
-@every_module
-def test_has_its_layer(path):
-    assert LAYERS.count(path.stem) == 1, "list it in the layers of CONTRIBUTING.md, before all modules that import it"
+def layers() -> list[str]:
+    "Return the modules in the order in which CONTRIBUTING.md lists them: below another one means later."
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### Layers")[1].split("###")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
+    return [module for row in rows for module in re.findall(r"`(\w+)`", row)]
 
 
 @every_module
 def test_imports_go_one_way(path):
-    "A module imports only modules of earlier layers, inside functions too; so there are no cycles."
-    later = LAYERS[LAYERS.index(path.stem):] if path.stem in LAYERS else []
-    found = sorted(neighbors(path) & set(later))
-    assert not found, f"{path.stem} imports {found}, which belong to later layers"
+    "A module imports only those before it in the table of layers, inside functions too; so there are no cycles."
+    order = layers()
+    assert order.count(path.stem) == 1, f"{path.stem} stands {order.count(path.stem)} times in the layers of CONTRIBUTING.md"
+    later = sorted(neighbors(path) & set(order[order.index(path.stem):]))
+    assert not later, f"{path.stem} imports {later}, which stand after it in the layers of CONTRIBUTING.md"
 
 
 def test_no_cycle_of_imports():

@@ -1,87 +1,171 @@
-"A search that is killed goes on, bad trials are cut short, and the test part stays closed."
+"A search that is killed goes on, bad trials are pruned, other searches are refused, and the test set is not used."
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
-from course_ml.provenance import read_json
 from course_ml.config import Recipe
 from course_ml.data import Split
 from course_ml.datasets import load_dataset
-from course_ml.tuning import open_study, plot_tuning, tune
+from course_ml.provenance import holder, read_json
+from course_ml.tuning import function_code, plot_tuning, search_key, tune
+
+LIMIT = 300  # seconds that a test waits for another process, on a busy machine
 
 
-@pytest.fixture(scope="module")
-def images():
+def small_images():
     dataset = load_dataset("digits", size=16)
     dataset = dataset.take(np.random.default_rng(0).permutation(len(dataset))[:150])
     return dataset, Split.holdout(dataset)
 
 
-def suggest(trial): return Recipe(image_size=16, epochs=4, monitor="accuracy", learning_rate=trial.suggest_float("rate", 1e-4, 1e-2, log=True), seed=trial.suggest_int("seed", 0, 10**6))
+@pytest.fixture(scope="module")
+def images(): return small_images()
 
 
-def test_two_workers_share_the_trials_and_never_open_the_test_part(images, tmp_path):
-    tuning = tune(suggest, *images, tmp_path, trials=5, workers=2, threads=1)
-    assert len(tuning.table()) == 5 and tuning.table().seed.nunique() == 5
-    assert all(read_json(file)["test_evaluations"] == 0 for file in tmp_path.glob("trials/*/run.json"))
-    assert tuning.best == Recipe.from_yaml((tmp_path / "best.yml").read_text())
-    best = tuning.table().set_index("trial").loc[tuning.study.best_trial.number]
-    assert best.seed == tuning.best.seed and best.rate == tuning.best.learning_rate
+def pause(trial):
+    "Wait in the third trial, in the process that is to be killed."
+    if trial.number != 2 or "COURSE_ML_SIGN" not in os.environ: return
+    with open(os.environ["COURSE_ML_SIGN"], "w") as file: file.write(repr(trial.params))
+    time.sleep(2 * LIMIT)
 
 
-def test_a_trial_that_is_behind_is_cut_short(images, tmp_path):
-    def hopeless(trial): return Recipe(image_size=16, epochs=6, monitor="accuracy", learning_rate=3e-3 if trial.number < 5 else 1e-7)
+def suggest(trial):
+    rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)
+    seed = trial.suggest_int("seed", 0, 10**6)
+    pause(trial)
+    return Recipe(image_size=16, epochs=3, monitor="accuracy", learning_rate=rate, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def search(images, tmp_path_factory):
+    return tune(suggest, *images, tmp_path_factory.mktemp("search"), trials=5, workers=2, threads=1)
+
+
+def test_two_workers_share_the_trials_and_never_use_the_test_set(search):
+    assert len(search.table()) == 5 and search.table().seed.nunique() == 5
+    assert all(read_json(file)["test_evaluations"] == 0 for file in search.folder.glob("trials/*/run.json"))
+    assert search.best == Recipe.from_yaml((search.folder / "best.yml").read_text())
+    best = search.table().set_index("trial").loc[search.study.best_trial.number]
+    assert best.seed == search.best.seed and best.rate == search.best.learning_rate
+
+
+def test_the_same_search_goes_on(images, search):
+    again = tune(suggest, *images, search.folder, trials=5, threads=1)
+    assert again.table().equals(search.table())
+
+
+def without_third(images):
+    dataset, split = images
+    kept = np.delete(np.arange(len(dataset)), 2)
+    cut = [[values[i] for i in kept] for values in (split.ids, split.splits, split.groups)]
+    return {"dataset": dataset.take(kept), "split": Split(*cut, split.seed)}
+
+
+def suggest_wider(trial):
+    return Recipe(image_size=16, epochs=3, monitor="accuracy", learning_rate=trial.suggest_float("rate", 1e-4, 1e-1))
+
+
+MUTATIONS = {
+    "suggest": (lambda images: {"suggest": suggest_wider}, "suggest code: "),
+    "monitor": (lambda images: {"monitor": "loss"}, "monitor: accuracy became loss"),
+    "seed": (lambda images: {"seed": 1}, "seed: 0 became 1"),
+    "split": (lambda images: {"split": Split.holdout(images[0], seed=1)}, "split: "),
+    "data": (without_third, "data: "),
+}
+
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_another_search_in_the_folder_is_refused_with_what_differs(images, search, what):
+    mutate, message = MUTATIONS[what]
+    own = {"suggest": suggest, "dataset": images[0], "split": images[1], "folder": search.folder, "trials": 5}
+    with pytest.raises(ValueError, match=f"something else: .*{message}"):
+        tune(**own | mutate(images))
+
+
+def make(rate, comment=False):
+    "Return a function to search with, made in one of two layouts."
+    if comment:
+        def inner(trial):
+            "Return a recipe."
+            return Recipe(learning_rate=rate)  # for every trial the same
+    else:
+        def inner(trial): return Recipe(learning_rate=rate)
+    return inner
+
+
+def test_a_function_counts_by_code_and_by_the_values_it_uses_but_not_by_comments(images):
+    assert function_code(make(.1)) == function_code(make(.1, comment=True))
+    assert function_code(make(.1)) != function_code(make(.2))
+    def key(function): return search_key(function, *images, "accuracy", 0)
+    assert key(make(.1)).differences(key(make(.2)))[0].startswith("suggest rate: ")
+
+
+def test_a_helper_counts_too_and_a_function_without_source_counts_by_its_name():
+    assert "pause" in function_code(suggest) and set(function_code(suggest)["pause"]) >= {"code"}
+    typed = {}
+    exec("def typed(trial): return None", typed)
+    assert function_code(typed["typed"]) == {"name": "typed"}
+    assert function_code(partial(suggest)) == {"name": "partial"}
+
+
+def test_a_trial_that_is_behind_is_pruned(images, tmp_path):
+    def hopeless(trial):
+        rate = 3e-3 if trial.number < 5 else 1e-7
+        return Recipe(image_size=16, epochs=6, monitor="accuracy", learning_rate=rate)
     table = tune(hopeless, *images, tmp_path, trials=7).table()
     assert (table.state[5:] == "pruned").any() and (table.epochs[table.state == "pruned"] < 6).all()
 
 
+def test_a_recipe_that_monitors_something_else_fails_its_trial(images, tmp_path):
+    def other(trial): return Recipe(image_size=16, epochs=1, monitor="loss")
+    table = tune(other, *images, tmp_path, trials=1).table()
+    assert table.state.tolist() == ["fail"] and "'accuracy'" in table.why[0]
+    again = tune(other, *images, tmp_path, trials=1)
+    with pytest.raises(ValueError, match="two finished trials, not 0"): plot_tuning(again)
+
+
 def test_keras_trials_report_too(images, tmp_path):
     pytest.importorskip("keras")
-    def in_keras(trial): return Recipe(framework="keras", image_size=16, epochs=2, monitor="accuracy", learning_rate=trial.suggest_float("rate", 1e-4, 1e-2, log=True))
-    assert tune(in_keras, *images, tmp_path, trials=1).table().epochs.tolist() == [2]
-
-
-def test_few_trials_make_no_image(images, tmp_path):
-    with pytest.raises(ValueError, match="two finished trials, not 1"): plot_tuning(tune(suggest, *images, tmp_path, trials=1))
+    def in_keras(trial):
+        rate = trial.suggest_float("rate", 1e-4, 1e-2, log=True)
+        return Recipe(framework="keras", image_size=16, epochs=2, monitor="accuracy", learning_rate=rate)
+    tuning = tune(in_keras, *images, tmp_path, trials=1)
+    assert tuning.table().epochs.tolist() == [2]
+    with pytest.raises(ValueError, match="two finished trials, not 1"): plot_tuning(tuning)
 
 
 KILLED = """
-import os, sys, time
-import numpy as np
+import sys
 sys.path.insert(0, {tests!r})
 import test_tuning
-import course_ml.tuning as tuning
-from course_ml.data import Folds
-from course_ml.datasets import load_dataset
-
-dataset = load_dataset("digits", size=16)
-dataset = dataset.take(np.random.default_rng(0).permutation(len(dataset))[:150])
-study = tuning.open_study({folder!r}, "accuracy")
-def slow(trial):
-    recipe = test_tuning.suggest(trial)
-    if trial.number == 2: open({sign!r}, "w").write(repr(trial.params)); time.sleep(600)
-    return recipe
-tuning.work(slow, dataset, Folds.holdout(dataset), __import__("pathlib").Path({folder!r}), "accuracy", 0, 4, 1)
+from course_ml.tuning import tune
+tune(test_tuning.suggest, *test_tuning.small_images(), {folder!r}, trials=5, threads=1)
 """
 
 
 def test_a_killed_search_goes_on_with_the_trial_that_was_cut(images, tmp_path):
-    sign = tmp_path / "third"
-    script = KILLED.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "study"), sign=str(sign))
-    process = subprocess.Popen([sys.executable, "-c", script])
-    for _ in range(600):
-        if sign.exists() and sign.read_text(): break
+    sign, folder = tmp_path / "third", tmp_path / "study"
+    script = KILLED.format(tests=os.path.dirname(__file__), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "COURSE_ML_SIGN": str(sign)})
+    end = time.monotonic() + LIMIT
+    while not (sign.exists() and sign.read_text()):
         assert process.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < end, "the third trial never began"
         time.sleep(.1)
+    assert holder(folder)["pid"] == process.pid
+    with pytest.raises(RuntimeError, match=f"process {process.pid} .* is working on"):
+        tune(suggest, *images, folder, trials=5, wait=False)
     process.send_signal(signal.SIGKILL)
     process.wait()
     cut = eval(sign.read_text())
-    table = tune(suggest, *images, tmp_path / "study", trials=5).table()
-    assert table.state.tolist().count("complete") + table.state.tolist().count("pruned") == 4 and table.state[2] == "fail"
+    table = tune(suggest, *images, folder, trials=5, threads=1).table()
+    states = table.state.tolist()
+    assert states.count("complete") + states.count("pruned") == 4 and states[2] == "fail"
     again = table[(table.rate == cut["rate"]) & (table.trial != 2)]
     assert len(again) == 1 and again.why.iloc[0] == "goes on with trial 2" and again.state.iloc[0] != "fail"

@@ -1509,6 +1509,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'course_ml/studies.py'),
                                    'course_ml.studies.families_of_synsets': ( 'library/studies.html#families_of_synsets',
                                                                               'course_ml/studies.py'),
+                                   'course_ml.studies.find_pairs': ('library/studies.html#find_pairs', 'course_ml/studies.py'),
                                    'course_ml.studies.fine_tune_folds': ('library/studies.html#fine_tune_folds', 'course_ml/studies.py'),
                                    'course_ml.studies.folder_table': ('library/studies.html#folder_table', 'course_ml/studies.py'),
                                    'course_ml.studies.frequency_thirds': ('library/studies.html#frequency_thirds', 'course_ml/studies.py'),

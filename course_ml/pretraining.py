@@ -438,11 +438,12 @@ def write_weights(
     net: torch.nn.Module,
     info: dict[str, str],  # for the header
 ):
-    "Write a network's weights in half precision, unless the file contains just these already."
+    "Write a network's weights in half precision, unless the file contains just these already, and load them again."
     halves = {name: value.half().contiguous() if value.is_floating_point() else value
               for name, value in net.state_dict().items()}
-    if file.exists() and _contains(file, halves, info): return
-    with atomic_path(file) as temporary: save_file(halves, temporary, metadata=info)
+    if not (file.exists() and _contains(file, halves, info)):
+        with atomic_path(file) as temporary: save_file(halves, temporary, metadata=info)
+    check_weights(file)
 
 def _contains(file, tensors, info):
     "Whether a weights file has just these tensors and this header."

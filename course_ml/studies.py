@@ -18,7 +18,14 @@ from IPython.display import Markdown, display
 from .architectures import count_multiply_adds
 from .audit import audit, compare_with_published
 from .baselines import layer_table
-from .cleaning import clean_split, label_issues, outlier_scores, plot_issues
+from course_ml.cleaning import (
+    clean_split,
+    label_issues,
+    outlier_scores,
+    pairs_in_blocks,
+    plot_issues,
+    similar_pairs,
+)
 from .config import HeadOnly, Recipe
 from course_ml.crossval import (
     CrossValidation,
@@ -79,9 +86,9 @@ __all__ = ['FOLDERS', 'FINE_TUNING', 'IMAGENET', 'choose_size', 'study_data', 's
            'backbone_recipes', 'keras_recipes', 'recipe_layers', 'Models', 'accuracy', 'of_class', 'mean_f1',
            'macro_f1', 'score_intervals', 'score_table', 'record_scores', 'record_gains', 'gain_over_best',
            'is_contaminated', 'contamination_note', 'interval_text', 'with_interval', 'stack_tables', 'record_areas',
-           'known_pairs', 'class_table', 'class_weight_table', 'folder_table', 'cost_table', 'label_auc_table',
-           'mcnemar_table', 'plot_intervals', 'plot_groups', 'plot_predictions', 'plot_pairs', 'published_record',
-           'published_table', 'show_published', 'differences', 'try_networks', 'fine_tune_folds',
+           'find_pairs', 'known_pairs', 'class_table', 'class_weight_table', 'folder_table', 'cost_table',
+           'label_auc_table', 'mcnemar_table', 'plot_intervals', 'plot_groups', 'plot_predictions', 'plot_pairs',
+           'published_record', 'published_table', 'show_published', 'differences', 'try_networks', 'fine_tune_folds',
            'meanings_of_deviation', 'show_meanings_of_deviation', 'show_label_issues', 'show_search', 'submit',
            'Stages', 'drop_hardest', 'Study', 'studies_of_seeds', 'seed_scores', 'seed_gains']
 
@@ -537,6 +544,19 @@ def record_areas(
         record = f"{name}: area, {row.detector}, times random"
         report.record(record, *area / row.random, row.n, [seed], unit="times")
     return table
+
+def find_pairs(
+    dataset: Dataset,
+    features: np.ndarray,  # (n, features)
+    blocks: pd.DataFrame,  # from `cleaning.order_blocks`; its first row counts where t exceeds 10
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:  # kind of evidence -> pairs; all but those of alike features
+    "Find images that may belong together. Alike features are weak evidence, so they are kept apart."
+    best, alike, duplicates = blocks.iloc[0], similar_pairs(dataset, features), dataset.check().duplicates
+    ordered = pairs_in_blocks(dataset, int(best["size"]), int(best.begins)) if best.t > 10 else alike.iloc[:0]
+    kinds = {"order of the names": ordered, "nearly the same hash": duplicates[duplicates.distance <= 2],
+             "exact duplicates": duplicates[duplicates.kind == "exact"]}
+    firm = pd.concat([pairs[["id", "other"]] for pairs in kinds.values()]).drop_duplicates()
+    return kinds | {"alike features": alike[alike.same_label]}, firm
 
 def known_pairs(
     published: Dataset,  # with the groups of its publisher

@@ -103,13 +103,6 @@ def test_what_the_smallest_size_sets_is_a_parameter(name):
 
 
 @every_notebook
-def test_is_short(path):
-    lines = [line for source in cells(path) for line in source.splitlines()]
-    code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
-    assert len(code) <= 90, f"{len(code)} lines of code: move what others could use into nbs/library/studies.ipynb"
-
-
-@every_notebook
 def test_says_what_it_asks_and_what_limits_it(path):
     prose = "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "markdown")
     assert "**Question.**" in prose and "\n## Limits" in prose

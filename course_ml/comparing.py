@@ -32,10 +32,10 @@ if TYPE_CHECKING:  # they load slowly: functions import them when they need them
 ABSENT = "(absent)"
 
 def compare_tables(
-    before: pandas.DataFrame,
-    after: pandas.DataFrame,
+    before: "pandas.DataFrame",
+    after: "pandas.DataFrame",
     tolerance: float = 0,  # numbers that differ by no more are the same
-) -> pandas.DataFrame:  # row, column, before, after: cells that differ
+) -> "pandas.DataFrame":  # row, column, before, after: cells that differ
     "Return which cells of a table differ. Rows and columns that only one table has count as well."
     import pandas
     rows = []
@@ -65,7 +65,7 @@ def read_manifest(
 
 def read_tables(
     folder: Path,  # of a report that was made
-) -> dict[str, pandas.DataFrame]:  # "results" and every CSV
+) -> "dict[str, pandas.DataFrame]":  # "results" and every CSV
     "Return all numbers of a report."
     import pandas
     written = read_manifest(folder)["outputs"]
@@ -82,7 +82,7 @@ def verify(
     cached: bool = False,  # trust the cache: training that was done before is not repeated
     timeout: float | None = None,  # for all cells (seconds)
     trial: bool = False,  # the trial of the report, see `read_settings`
-) -> pandas.DataFrame:  # file, verdict ("same bytes", "same numbers", "other bytes" or "differs"), what differs
+) -> "pandas.DataFrame":  # file, verdict ("same bytes", "same numbers", "other bytes" or "differs"), what differs
     "Make a report again elsewhere and compare. Raises `ReportError` without manifest, `RunError` if the run fails."
     import pandas
     folder, settings = Path(root) / "reports" / name / ("trial" if trial else ""), read_settings(name, root)

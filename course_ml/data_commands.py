@@ -59,7 +59,7 @@ def train_command(options):
 
 def train_named(
     options,  # of `course-ml train`: name, changes, data, fold
-) -> Run:
+) -> "Run":
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
     from course_ml.config import read_changes
     from course_ml.experiment import train_recipe

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # they load slowly: functions import them when they need them
 def start_kernel(
     folder: str | Path,  # empty, with a short path: the sockets are made in it
     attempts: int = 3,  # how often to try
-) -> jupyter_client.KernelManager:
+) -> "jupyter_client.KernelManager":
     "Start a kernel of this Python in the current folder. Raises `RunError` if it does not start."
     for attempt in range(attempts):
         manager = _kernel_manager(f"{folder}/{attempt}")
@@ -74,7 +74,7 @@ def peak_memory(
     return int(re.search(r"VmHWM:\s+(\d+) kB", path.read_text())[1]) * 1024 if path.exists() else None
 
 def cells_to_run(
-    notebook: nbformat.NotebookNode,
+    notebook: "nbformat.NotebookNode",
 ) -> list[tuple[int, str]]:  # position, and the last heading before it ("" without one)
     "Return the code cells that are not empty."
     found, heading = [], ""
@@ -85,8 +85,8 @@ def cells_to_run(
     return found
 
 async def run_cells(
-    notebook: nbformat.NotebookNode,  # outputs are put into it
-    manager: jupyter_client.KernelManager,  # of a kernel that runs
+    notebook: "nbformat.NotebookNode",  # outputs are put into it
+    manager: "jupyter_client.KernelManager",  # of a kernel that runs
     on_cell,  # called with the number of each code cell before it runs, 1 for the first, and its heading
     cell_timeout: float | None = None,  # for a cell (seconds)
 ) -> int | None:  # most memory that the kernel had (bytes)
@@ -118,7 +118,7 @@ async def run_cells_within(
 
 # %% ../nbs/library/execution.ipynb #00000009
 def execute_notebook(
-    notebook: nbformat.NotebookNode,  # outputs are put into it
+    notebook: "nbformat.NotebookNode",  # outputs are put into it
     on_cell,  # called with number and heading before each code cell
     timeout: float | None = None,  # for all cells (seconds)
     cell_timeout: float | None = None,  # for a cell (seconds)

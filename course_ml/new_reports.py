@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # they load slowly: functions import them when they need them
 def study_notebook(
     name: str,  # of the report
     data: str,  # path of the images, as seen from the folder that holds reports/
-) -> nbformat.NotebookNode:
+) -> "nbformat.NotebookNode":
     "Return the template, filled in."
     notebook = read_notebook(package_folder() / "templates" / "study.ipynb")
     title = string.Template(notebook.cells[0].source)

@@ -38,7 +38,7 @@ class RunError(RuntimeError):
 # %% ../nbs/library/notebooks.ipynb #00000007
 def read_notebook(
     path: str | Path,  # an .ipynb file
-) -> nbformat.NotebookNode:
+) -> "nbformat.NotebookNode":
     "Return a report notebook. Raises `ReportError` if it is none, or does not say that its language is Python."
     import nbformat
     if not Path(path).is_file(): raise ReportError(f"there is no notebook {path}")
@@ -81,7 +81,7 @@ class Parameter:
         return "any" if self.default is None else type(self.default).__name__
 
 def parameters_position(
-    notebook: nbformat.NotebookNode,  # from `read_notebook`
+    notebook: "nbformat.NotebookNode",  # from `read_notebook`
 ) -> int:  # index of the cell
     "Return where the cell tagged `parameters` is. Raises `ReportError` unless there is exactly one."
     tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
@@ -90,7 +90,7 @@ def parameters_position(
                       "the property inspector sets a cell's tags")
 
 def read_parameters(
-    notebook: nbformat.NotebookNode,  # from `read_notebook`
+    notebook: "nbformat.NotebookNode",  # from `read_notebook`
 ) -> list[Parameter]:  # in the notebook's order
     "Return the parameters of a notebook. Raises `ReportError` for a line that is not `name = constant`."
     source = notebook.cells[parameters_position(notebook)].source
@@ -168,13 +168,13 @@ def _refuse(message, known):
 
 # %% ../nbs/library/notebooks.ipynb #00000013
 def is_injected(
-    cell: nbformat.NotebookNode,  # of a notebook
+    cell: "nbformat.NotebookNode",  # of a notebook
 ) -> bool:
     "Return whether `inject_parameters` made this cell."
     return "injected-parameters" in cell.metadata.get("tags", [])
 
 def inject_parameters(
-    notebook: nbformat.NotebookNode,  # is changed
+    notebook: "nbformat.NotebookNode",  # is changed
     values: dict,  # name -> value
 ):
     "Put a cell that assigns the values after the cell tagged `parameters`, or replace the one that is there."
@@ -186,8 +186,8 @@ def inject_parameters(
 
 # %% ../nbs/library/notebooks.ipynb #00000016
 def computing_cells(
-    notebook: nbformat.NotebookNode,  # from `read_notebook`
-) -> list[nbformat.NotebookNode]:  # its cells, in order
+    notebook: "nbformat.NotebookNode",  # from `read_notebook`
+) -> "list[nbformat.NotebookNode]":  # its cells, in order
     "Return the code cells that compute something; those with the parameters are not among them."
     parameters = notebook.cells[parameters_position(notebook)]
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell is not parameters

@@ -43,8 +43,8 @@ def fill_page(
     return page.substitute(title=html.escape(title), body=body, footer=html.escape(footer))
 
 def reader_cells(
-    notebook: nbformat.NotebookNode,  # the executed notebook
-) -> nbformat.NotebookNode:  # a copy
+    notebook: "nbformat.NotebookNode",  # the executed notebook
+) -> "nbformat.NotebookNode":  # a copy
     "Return what a reader sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
     from copy import deepcopy
     notebook = deepcopy(notebook)
@@ -61,7 +61,7 @@ def _is_hidden(cell):
     return re.match(r"\s*#\| *hide\b", cell.source) or "remove_cell" in cell.metadata.get("tags", [])
 
 def drop_row_numbers(
-    table: bs4.Tag,  # as pandas writes it; is changed
+    table: "bs4.Tag",  # as pandas writes it; is changed
 ):
     "Take the column 0, 1, 2 ... out of a table: it is the index of a frame that has no other."
     rows = table.select("tbody tr")
@@ -70,7 +70,7 @@ def drop_row_numbers(
         for header in [table.thead.th, *numbers]: header.decompose()
 
 def render_page(
-    notebook: nbformat.NotebookNode,  # the executed notebook
+    notebook: "nbformat.NotebookNode",  # the executed notebook
     title: str,  # of the report
     footer: str,  # plain text
     code: bool = False,  # with the code of the cells, folded
@@ -118,7 +118,7 @@ def footer_of(
 # %% ../nbs/library/pages.ipynb #0000000a
 def executed_notebook(
     folder: str | Path,  # of a report
-) -> nbformat.NotebookNode:
+) -> "nbformat.NotebookNode":
     "Return the executed notebook of a report, or the one that the website shows. Raises `ReportError` without both."
     folder = Path(folder)
     if (folder / "report.ipynb").exists(): return read_notebook(folder / "report.ipynb")
@@ -166,7 +166,7 @@ def _printed(page):
 # %% ../nbs/library/pages.ipynb #0000000f
 def read_table(
     path: str | Path,  # a CSV, as `Report.table` writes it
-) -> pandas.DataFrame:  # real numbers as float, missing cells as NaN, all else as strings
+) -> "pandas.DataFrame":  # real numbers as float, missing cells as NaN, all else as strings
     "Return a table of a report."
     import pandas
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False)

@@ -50,7 +50,7 @@ class Job:
     root: Path  # the folder that holds reports/
     title: str  # of the report
     path: Path  # of the notebook
-    notebook: nbformat.NotebookNode  # its content
+    notebook: "nbformat.NotebookNode"  # its content
     declared: list[Parameter]  # its parameters
     given: dict  # the caller's values
     values: dict  # all parameters: the caller's, else report.yml's, else the default

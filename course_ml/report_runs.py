@@ -31,13 +31,13 @@ if TYPE_CHECKING:  # they load slowly: functions import them when they need them
 def portable_notebook(
     job: Job,  # the report
     places: dict[str, str],  # from `machine_paths`
-) -> nbformat.NotebookNode:
+) -> "nbformat.NotebookNode":
     "Return the report's notebook with its parameters, without the paths of this machine."
     inject_parameters(job.notebook, {**job.values, "report_dir": job.place})
     return without_paths(job.notebook, places)
 
 def write_page(
-    notebook: nbformat.NotebookNode,  # executed
+    notebook: "nbformat.NotebookNode",  # executed
     manifest: dict,  # of the report
     folder: Path,  # the report's
 ):

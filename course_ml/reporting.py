@@ -49,8 +49,8 @@ def _plain_number(number):
 
 # %% ../nbs/11_reporting.ipynb #0000000b
 def named_columns(
-    frame: pandas.DataFrame,  # a table
-) -> pandas.DataFrame:  # with a plain index
+    frame: "pandas.DataFrame",  # a table
+) -> "pandas.DataFrame":  # with a plain index
     "Return the table with a named or unusual index as its first column."
     import pandas
     plain = isinstance(frame.index, pandas.RangeIndex) and frame.index.name is None
@@ -66,9 +66,9 @@ def readable_number(
     return f"<{10**-digits:.{digits}f}" if 0 < value < .5 * 10**-digits else f"{value:.{digits}f}"
 
 def readable_table(
-    frame: pandas.DataFrame,  # adjacent columns "x", "x low", "x high" (or "x", "low", "high") are an interval
+    frame: "pandas.DataFrame",  # adjacent columns "x", "x low", "x high" (or "x", "low", "high") are an interval
     digits: int = 3,  # decimals of real numbers
-) -> pandas.DataFrame:  # of strings
+) -> "pandas.DataFrame":  # of strings
     "Return the table as people read it: rounded, an interval in the cell of its score."
     import pandas
     strings = named_columns(frame).map(lambda value: readable_number(value, digits))
@@ -83,7 +83,7 @@ def readable_table(
 
 # %% ../nbs/11_reporting.ipynb #0000000f
 def markdown_table(
-    frame: pandas.DataFrame,  # the table
+    frame: "pandas.DataFrame",  # the table
     digits: int = 3,  # decimals of real numbers
 ) -> str:  # Markdown
     "Return the table in Markdown."
@@ -92,7 +92,7 @@ def markdown_table(
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 def latex_table(
-    frame: pandas.DataFrame,  # the table
+    frame: "pandas.DataFrame",  # the table
     name: str,  # the label becomes tab:name
     caption: str,  # plain text
     digits: int = 3,  # decimals of real numbers
@@ -108,7 +108,7 @@ def latex_table(
 @dataclass(frozen=True)
 class FullTable:
     "A table that is shown with all its rows and all its words; pandas would cut both."
-    frame: pandas.DataFrame  # of strings
+    frame: "pandas.DataFrame"  # of strings
 
     def __repr__(self): return self.frame.to_string(index=False)
 
@@ -144,7 +144,7 @@ class Report:
         if self.folder: write_json(self.folder / "results.json", {"records": self.records})
 
     def table(self,
-        frame: pandas.DataFrame,  # the table; a named index becomes the first column
+        frame: "pandas.DataFrame",  # the table; a named index becomes the first column
         name: str,  # of its file
         caption: str = "",  # one sentence
         digits: int = 3,  # decimals of real numbers where people read it; the file has all
@@ -159,10 +159,10 @@ class Report:
         return FullTable(readable_table(frame, digits))
 
     def figure(self,
-        figure: matplotlib.figure.Figure,  # the figure
+        figure: "matplotlib.figure.Figure",  # the figure
         name: str,  # of its file
         caption: str = "",  # one sentence; it is in the file too, for those who cannot see the figure
-    ) -> matplotlib.figure.Figure:  # the same figure, to be shown
+    ) -> "matplotlib.figure.Figure":  # the same figure, to be shown
         "Write a figure as SVG, or as PNG if the SVG were large. Raises `ValueError` as `table` does."
         import matplotlib.pyplot
 

@@ -129,7 +129,7 @@ def machine_info() -> dict:  # system, cpu, cores, threads that this process may
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
 
 # %% ../nbs/library/runtime.ipynb #00000017
-def doctor() -> pandas.DataFrame:  # columns what, found
+def doctor() -> "pandas.DataFrame":  # columns what, found
     "Return a table of what this installation consists of."
     import pandas
     found = {**machine_info(), "device": choose_device(), **package_versions()}

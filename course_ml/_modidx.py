@@ -364,6 +364,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'course_ml.config._parse_choice': ('library/configuration.html#_parse_choice', 'course_ml/config.py'),
                                   'course_ml.config._parse_field': ('library/configuration.html#_parse_field', 'course_ml/config.py'),
                                   'course_ml.config._probably': ('library/configuration.html#_probably', 'course_ml/config.py'),
+                                  'course_ml.config._read_fields': ('library/configuration.html#_read_fields', 'course_ml/config.py'),
                                   'course_ml.config._read_number': ('library/configuration.html#_read_number', 'course_ml/config.py'),
                                   'course_ml.config._read_yaml': ('library/configuration.html#_read_yaml', 'course_ml/config.py'),
                                   'course_ml.config._split_spec': ('library/configuration.html#_split_spec', 'course_ml/config.py'),

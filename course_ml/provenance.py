@@ -250,8 +250,8 @@ class _Magics(ast.NodeTransformer):
             return node
         known = [getattr(argument, "value", "") for argument in node.args[:1]] in _PYTHON_MAGICS
         parsed = [_parsed(argument) for argument in node.args[1:]]
-        if known: node.args[1:] = [tree or argument for tree, argument in zip(parsed, node.args[1:])]
-        else: node.args += [tree for tree in parsed if tree]
+        if not known: node.args += [tree for tree in parsed if tree]
+        else: node.args[1:] = [tree or given for tree, given in zip(parsed, node.args[1:])]
         return node
 
 _PYTHON_MAGICS = [["time"], ["timeit"], ["capture"], ["prun"]]

@@ -35,6 +35,7 @@ from course_ml.provenance import (
     run_folder,
     used_modules,
 )
+from course_ml.runtime import share_of_cores
 
 MODULES = {
     "__init__": '__version__ = "1.0"\n',
@@ -569,3 +570,9 @@ print(available_threads(), share_of_cores(1), share_of_cores(4), machine_info()[
     variables = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"] * 4
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_cores_are_not_shared_by_nobody(workers):
+    with pytest.raises(ValueError, match=f"workers must be at least 1, not {workers}"):
+        share_of_cores(workers)

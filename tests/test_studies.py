@@ -20,7 +20,7 @@ from course_ml.recipes import named_recipe
 from course_ml.report_jobs import prepare
 from course_ml.report_runs import run_report
 from course_ml.report_state import read_status
-from course_ml.studies import choose_size
+from course_ml.study_data import choose_size
 from course_ml.synthetic import make_synthetic
 
 NOTEBOOKS = sorted((ROOT / "nbs/reports").glob("*.ipynb"))

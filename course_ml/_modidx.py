@@ -1515,6 +1515,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'course_ml.study_data.plot_pairs': ('library/study_data.html#plot_pairs', 'course_ml/study_data.py'),
                                       'course_ml.study_data.read_peoples_labels': ( 'library/study_data.html#read_peoples_labels',
                                                                                     'course_ml/study_data.py'),
+                                      'course_ml.study_data.recipe_features': ( 'library/study_data.html#recipe_features',
+                                                                                'course_ml/study_data.py'),
                                       'course_ml.study_data.show_duplicates': ( 'library/study_data.html#show_duplicates',
                                                                                 'course_ml/study_data.py'),
                                       'course_ml.study_data.split_data': ('library/study_data.html#split_data', 'course_ml/study_data.py'),

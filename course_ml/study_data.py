@@ -28,8 +28,8 @@ from .transfer import build_model
 # %% auto #0
 __all__ = ['FOLDERS', 'choose_size', 'study_data', 'study_sets', 'new_images', 'check_data', 'show_duplicates', 'split_data',
            'drop_small_classes', 'class_table', 'class_weight_table', 'folder_table', 'families_of_synsets',
-           'long_tail', 'frequency_thirds', 'plot_class_counts', 'plot_outliers', 'read_peoples_labels', 'find_pairs',
-           'known_pairs', 'plot_pairs']
+           'long_tail', 'frequency_thirds', 'plot_class_counts', 'recipe_features', 'plot_outliers',
+           'read_peoples_labels', 'find_pairs', 'known_pairs', 'plot_pairs']
 
 # %% ../nbs/library/study_data.ipynb #a68090b8
 def choose_size(
@@ -195,6 +195,14 @@ def plot_class_counts(
     axis.set(xlabel=f"{kind}, from common to rare", ylabel="images")
     return settle(figure)
 
+def recipe_features(
+    recipe: Recipe,  # of a frozen backbone of torch
+    dataset: Dataset,
+) -> np.ndarray:  # (n, features) float32
+    "Return the features of all images as a recipe's backbone sees them, each computed once and kept on disk."
+    model = build_model(recipe, len(dataset.classes))
+    return frozen_features(model, dataset, recipe.image_size, recipe.resize, recipe.preprocess)
+
 def plot_outliers(
     dataset: Dataset,
     backbone: str,  # a timm name
@@ -203,9 +211,8 @@ def plot_outliers(
     n: int = 8,
 ):  # a figure
     "Draw the images that lie furthest from their ten nearest neighbors, by the features of a frozen backbone."
-    recipe = Recipe(backbone=backbone, weights=weights, freeze=HeadOnly())
-    features = frozen_features(build_model(recipe, len(dataset.classes)), dataset, image_size)
-    far = np.argsort(-outlier_scores(features, 10))[:n]
+    recipe = Recipe(backbone=backbone, weights=weights, freeze=HeadOnly(), image_size=image_size)
+    far = np.argsort(-outlier_scores(recipe_features(recipe, dataset), 10))[:n]
     return show_images(dataset.images(64)[far], [dataset.classes[label][:18] for label in dataset.labels[far]], n, 1)
 
 # %% ../nbs/library/study_data.ipynb #8d47825a

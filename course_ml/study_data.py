@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from .cleaning import outlier_scores, pairs_in_blocks, similar_pairs
 from .config import HeadOnly, Recipe
@@ -26,10 +26,10 @@ from .synthetic import make_synthetic
 from .transfer import build_model
 
 # %% auto #0
-__all__ = ['FOLDERS', 'choose_size', 'study_data', 'study_sets', 'new_images', 'check_data', 'show_duplicates', 'split_data',
-           'drop_small_classes', 'class_table', 'class_weight_table', 'folder_table', 'families_of_synsets',
-           'long_tail', 'frequency_thirds', 'plot_class_counts', 'recipe_features', 'plot_outliers',
-           'read_peoples_labels', 'find_pairs', 'known_pairs', 'plot_pairs']
+__all__ = ['FOLDERS', 'choose_size', 'study_data', 'study_sets', 'new_images', 'check_data', 'split_data', 'drop_small_classes',
+           'class_table', 'class_weight_table', 'folder_table', 'families_of_synsets', 'long_tail', 'frequency_thirds',
+           'plot_class_counts', 'recipe_features', 'plot_outliers', 'read_peoples_labels', 'find_pairs', 'known_pairs',
+           'plot_pairs']
 
 # %% ../nbs/library/study_data.ipynb #a68090b8
 def choose_size(
@@ -83,17 +83,6 @@ def check_data(
     display(report.table(check.summary(), "check", "What was found in the data."))
     exact = check.duplicates[check.duplicates.kind == "exact"]
     return check, loaded.without(check.quarantine).grouped(exact)
-
-def show_duplicates(
-    report: Report,
-    check: Check,
-) -> tuple[int, int]:  # pairs of exact duplicates; of them under two labels
-    "Show the table `duplicates`."
-    exact = check.duplicates[check.duplicates.kind == "exact"]
-    conflicts = int((~exact.same_label.astype(bool)).sum())
-    table = report.table(exact, "duplicates", f"Images that are there twice; {conflicts} of them under two labels.")
-    display(table if len(exact) else Markdown("No image is there twice."))
-    return len(exact), conflicts
 
 def split_data(
     report: Report,

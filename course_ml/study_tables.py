@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +14,44 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from .audit import audit, compare_with_published
+from .config import Recipe
 from .crossval import write_submission
 from .data import Dataset, Split
-from .metrics import auc, mcnemar
-from .plots import COLORS, MARKERS, new_figure, settle, show_images
+from .interpretation import plot_slices, slices
+from .metrics import compare, mcnemar, per_class, top_k_accuracy
+from course_ml.plots import (
+    COLORS,
+    MARKERS,
+    new_figure,
+    plot_confusion,
+    plot_gallery,
+    plot_learning_curves,
+    plot_per_class,
+    plot_reliability,
+    settle,
+    show_images,
+)
 from .predictions import Predictions
 from .published_records import read_record
 from .readers import class_numbers
 from .recipes import smoke_run
 from .reporting import Report
-from .study_models import score_intervals
-from .tuning import Tuning, plot_tuning
+from .runs import Run
+from course_ml.study_models import (
+    Models,
+    accuracy,
+    interval_text,
+    record_gains,
+    record_scores,
+    score_intervals,
+    with_interval,
+)
 
 # %% auto #0
-__all__ = ['stack_tables', 'mcnemar_table', 'label_auc_table', 'record_areas', 'try_networks', 'show_search', 'plot_intervals',
-           'plot_groups', 'plot_predictions', 'published_record', 'published_table', 'show_published', 'differences',
-           'submit']
+__all__ = ['mcnemar_table', 'try_networks', 'plot_intervals', 'plot_groups', 'plot_predictions', 'ReportedModels',
+           'published_record', 'published_table', 'show_published', 'differences', 'submit']
 
 # %% ../nbs/library/study_tables.ipynb #3b654be8
-def stack_tables(
-    tables: dict,  # key, or tuple of keys -> table
-    *names: str,  # of the columns with the keys
-) -> pd.DataFrame:
-    "Put tables below one another, with their keys in the first columns."
-    return pd.concat(tables, names=[*names, None]).reset_index(level=list(range(len(names))))
-
 def mcnemar_table(
     preds: dict[str, Predictions],  # by model, of the same images
     pairs: list[tuple[str, str]],  # names of two models
@@ -45,29 +59,6 @@ def mcnemar_table(
     "Compare pairs of models by McNemar's test."
     table = pd.concat([mcnemar(preds[first], preds[second]) for first, second in pairs])
     return table.set_index(pd.MultiIndex.from_tuples(pairs, names=["first", "second"]))
-
-def label_auc_table(
-    preds: Predictions,  # of two classes
-) -> pd.DataFrame:  # computed from, AUC
-    "Compute the area under the ROC curve from scores, as it is defined, and from predicted labels."
-    labels = np.eye(2)[preds.y_pred]
-    hard = Predictions.from_arrays(preds.ids, preds.y_true, labels, preds.classes)
-    return pd.DataFrame({"computed from": ["scores", "labels"], "AUC": [float(auc(preds)), float(auc(hard))]})
-
-def record_areas(
-    report: Report,
-    name: str,  # of the data set
-    table: pd.DataFrame,  # from `cleaning.compare_detectors`
-    seed: int = 0,  # of the folds
-) -> pd.DataFrame:  # the table
-    "Record the area under the precision-recall curve of each detector, also as a multiple of a random order's."
-    for row in table.itertuples():
-        area = np.array([row.area, row.low, row.high])
-        record = f"{name}: area under the precision-recall curve, {row.detector}"
-        report.record(record, *area, row.n, [seed])
-        record = f"{name}: area, {row.detector}, times random"
-        report.record(record, *area / row.random, row.n, [seed], unit="times")
-    return table
 
 # %% ../nbs/library/study_tables.ipynb #e3cb8e95
 def try_networks(
@@ -84,21 +75,6 @@ def try_networks(
     display(report.table(tried.drop(columns="hours").rename(columns=columns), "own_networks", caption, digits=2))
     hours = ", ".join(f"{row.hours:,.0f} hours ({row.recipe})" for row in tried.itertuples())
     return Markdown(f"All epochs on all training images would take about {hours} on the machine that made this report.")
-
-def show_search(
-    report: Report,
-    search: Tuning,
-    n: int = 5,  # trials in the table
-):
-    "Show the table `search` with the best trials, and the figure `search` with all of them."
-    trials = search.table().rename(columns={"value": "accuracy"})
-    complete, pruned = trials[trials.state == "complete"], (trials.state == "pruned").sum()
-    best = complete.sort_values("accuracy", ascending=False).head(n)
-    best = best.drop(columns=["state", "why"]).reset_index(drop=True)
-    caption = f"The best of {len(trials)} trials; {pruned} were stopped early."
-    display(report.table(best, "search", caption, digits=4))
-    caption = "Each trial and the best so far; how much each hyperparameter mattered."
-    display(report.figure(plot_tuning(search), "search", caption))
 
 # %% ../nbs/library/study_tables.ipynb #0981f358
 def plot_intervals(
@@ -142,6 +118,175 @@ def plot_predictions(
              for row in chosen]
     rows = pd.Index(dataset.items.id).get_indexer([one.ids[row] for row in chosen])
     return show_images(dataset.images(64)[rows], ["\n".join(of_image) for of_image in lines], columns=4, size=1.6)
+
+# %% ../nbs/library/study_tables.ipynb #c1de448d
+@dataclass
+class ReportedModels(Models):
+    "The models of one split, and the report that shows them."
+    report: Report = field(default_factory=Report)
+    seed: int = 0  # of trainings and of the bootstrap, and in the records
+
+    def train(self,
+        name: str,
+        recipe: Recipe,  # its seed becomes the study's
+        data: tuple[Dataset, Split] | None = None,  # other data with the same validation and test images
+    ) -> Run:
+        "Train a recipe, and predict the validation set and, once, the test set."
+        return super().train(name, recipe.replace(seed=self.seed), data)
+
+    def show_curves(self,
+        names,  # of trained models; what chose the epoch of the first one chooses the star
+        file: str = "curves",  # the figure's name
+        caption: str = "Learning curves; the star marks the epoch that is kept.",
+    ):  # the figure
+        "Draw the learning curves of some models."
+        runs = {name: self.runs[name] for name in names}
+        monitor = next(iter(runs.values())).recipe.monitor
+        figure = plot_learning_curves({name: run.history for name, run in runs.items()}, monitor)
+        return self.report.figure(figure, file, caption)
+
+    def scores(self,
+        scores: dict[str, str | Callable],  # see `score_intervals`
+        names=None,  # of models; default: all
+        split: str = "test",  # or "validation"
+        record: str = "{model}, {score}, {split}",  # the record's name
+    ) -> pd.DataFrame:  # model, n, and for each score: value, low, high
+        "Record scores, and tabulate them."
+        preds = {"test": self.tests, "validation": self.validation}[split]
+        wanted = {name: preds[name] for name in names or preds}
+        return record_scores(self.report, wanted, scores, record.replace("{split}", split), self.seed)
+
+    def show_scores(self,
+        scores: dict[str, str | Callable],  # of the test set, see `score_intervals`
+        caption: str = "Validation set, and test set of n images.",
+    ):  # the table `scores`
+        "Record the accuracy on the validation set and scores on the test set, and tabulate both."
+        validation = self.scores({"accuracy": accuracy}, split="validation").drop(columns="n")
+        validation = validation.rename(columns=lambda name: name.replace("accuracy", "validation accuracy"))
+        return self.report.table(validation.merge(self.scores(scores), on="model"), "scores", caption, digits=4)
+
+    def gains(self,
+        pairs: list[tuple[str, str]],  # names of two models
+        record: str = "top-1 accuracy, {second} minus {first}, test",  # the record's name
+        statistic: Callable = top_k_accuracy,  # function of predictions and weights
+    ) -> pd.DataFrame:  # first, second, n, gain, low, high, McNemar's p
+        "Record paired differences on the test set, second minus first, and tabulate them."
+        return record_gains(self.report, self.tests, pairs, record, self.seed, statistic)
+
+    def compare_with(self,
+        first: str,  # of a model
+        others,  # names of other models
+        file: str,  # the table's name
+        caption: str,  # of the table
+        statistic: Callable = top_k_accuracy,  # function of predictions and weights
+        score: str = "top-1 accuracy",  # its name in the records
+    ):  # the table
+        "Record how much better other models are than the first one on the test set, and tabulate it."
+        pairs = [(first, other) for other in others if other != first]
+        table = self.gains(pairs, f"{score}, {{second}} minus {{first}}, test", statistic)
+        return self.report.table(table, file, caption, digits=4)
+
+    def show_comparisons(self,
+        first: str,  # of a model
+        others,  # names of other models
+    ):
+        """Compare other models with the first one: show the table `mcnemar` and, for each of them, `comparison_0`
+        and so on, the paired bootstrap of all scores."""
+        pairs = [(first, other) for other in dict.fromkeys(others) if other != first]
+        display(self.report.table(mcnemar_table(self.tests, pairs), "mcnemar", "McNemar's test."))
+        for number, pair in enumerate(pairs):
+            table = compare(*(self.tests[name] for name in pair), names=pair, seed=self.seed)
+            caption = f"{' and '.join(pair)} on the same test images."
+            display(self.report.table(table, f"comparison_{number}", caption))
+
+    def show_confusions(self,
+        names,  # of models
+        first: int = 1,  # number in the first figure's name, confusion_1
+    ):
+        "Show the confusion matrix of each model on the test set."
+        for number, name in enumerate(names, first):
+            caption = f"{name}: rows are the true classes, columns the predicted ones."
+            display(self.report.figure(plot_confusion(self.tests[name]), f"confusion_{number}", caption))
+
+    def show_errors(self,
+        name: str,  # of a model
+        size: int = 64,  # side of the images (pixels)
+    ):  # the figure `wrong`, or a sentence
+        "Draw the errors of highest confidence on the test set."
+        preds = self.tests[name]
+        if (preds.y_pred == preds.y_true).all():
+            return Markdown(f"{name} makes no error on the test set.")
+        figure = plot_gallery(preds, self.dataset, size=size)
+        return self.report.figure(figure, "wrong", f"{name}: the errors of highest confidence.")
+
+    def show_reliability(self,
+        names,  # of models
+    ):  # the figure `reliability`
+        "Draw accuracy against confidence on the test set."
+        figure = plot_reliability({name: self.tests[name] for name in names})
+        return self.report.figure(figure, "reliability", "Accuracy against confidence on the test set.")
+
+    def show_model(self,
+        name: str,
+    ):
+        "Show the table `per_class` of a model on the test set, its confusion matrix, errors and reliability."
+        table, figure = per_class(self.tests[name], seed=self.seed), plot_confusion(self.tests[name])
+        display(self.report.table(table, "per_class", f"{name}: each class of the test set."))
+        caption = f"{name}: rows are the true classes, columns the predicted ones."
+        display(self.report.figure(figure, "confusion", caption))
+        display(self.show_errors(name))
+        display(self.show_reliability([name]))
+
+    def show_slices(self,
+        name: str,  # of a model
+        by,  # a metadata column, or a value for each image of the data set
+        file: str,  # the figure's name
+        what: str,  # of the figure's caption, e.g. "acquisition batch"
+    ):  # the figure
+        "Draw a model's accuracy in each slice of the test set."
+        preds = self.tests[name]
+        figure = plot_slices(slices(preds, self.dataset, by), accuracy(preds)[0])
+        return self.report.figure(figure, file, f"{name}: accuracy in each {what}.")
+
+    def show_per_class(self,
+        names: dict[str, str],  # of models -> short names for the figure
+    ):
+        "Show the tables `per_class_1` and so on, and the figure `per_class` that compares F1."
+        for number, name in enumerate(names, 1):
+            table = per_class(self.tests[name], seed=self.seed)
+            caption = f"{name}: each class of the test set."
+            display(self.report.table(table, f"per_class_{number}", caption, digits=2))
+        figure = plot_per_class({short: self.tests[name] for name, short in names.items()})
+        caption = "; ".join(f"{short}: {name}" for name, short in names.items())
+        display(self.report.figure(figure, "per_class", f"F1 of each class. {caption}."))
+
+    def show_predictions(self,
+        names: dict[str, str],  # of models -> short names
+        n: int = 8,  # images, drawn at random
+    ):  # the figure `gallery`
+        "Draw some test images with their true class and what each model predicts."
+        preds = {short: self.tests[name] for name, short in names.items()}
+        figure = plot_predictions(self.dataset, preds, n, self.seed)
+        caption = "Random test images: the true class, and the prediction of each model."
+        return self.report.figure(figure, "gallery", caption)
+
+    def try_tta(self,
+        name: str,  # of a model
+        tta: tuple[str, ...],  # see `experiment.TTA`
+    ) -> str:  # the new name
+        "Add a model with test-time augmentation, record its gain on the test set, and show it in a sentence."
+        new = f"{name}, test-time augmentation"
+        self.add_tta(new, name, tta)
+        gain = self.gains([(name, new)], "top-1 accuracy, {first}, gain of test-time augmentation, test").iloc[0]
+        gained = with_interval(gain, "gain", 4, "+")
+        display(Markdown(f"The mean over {', '.join(tta)} gains {gained}; McNemar's p {gain.iloc[-1]:.2g}."))
+        return new
+
+    def in_words(self,
+        name: str,  # of a model
+    ) -> str:  # e.g. "0.910 (0.880 to 0.930)"
+        "Write a model's accuracy on the test set with its interval."
+        return interval_text(*accuracy(self.tests[name]), digits=4)
 
 # %% ../nbs/library/study_tables.ipynb #157cd6c6
 def published_record(

@@ -19,7 +19,7 @@ from .data import Check, Dataset, Split
 from .plots import show_images
 from .reporting import Report
 from .runs import Run
-from .study_data import check_data, class_table, new_images, split_data, study_data
+from .study_data import check_data, class_table, drop_small_classes, new_images, split_data, study_data
 from .study_folds import meanings_of_deviation
 from .study_models import CONTAMINATED, IMAGENET, accuracy, is_contaminated, recipe_layers, stack_tables
 from .study_tables import ReportedModels, show_published, submit, try_networks
@@ -49,12 +49,15 @@ class Study(ReportedModels):
         dataset: Dataset | None = None,  # images that are read already
         totals: bool = False,  # show the images of all classes together, for data with many classes
         from_imagenet: bool = False,  # see above
+        least: int = 0,  # images of a class; the classes with fewer are left out
         **synthetic,  # options of `make_synthetic`: images, size (pixels), ...
     ) -> Study:
         "Read the images of a study, check them, split them once, and show the tables `check` and `split`."
         report = Report(report_dir)
         loaded = study_data(name, real_data, seed=seed, **synthetic) if dataset is None else dataset
         check, dataset = check_data(report, loaded)
+        dataset, small = drop_small_classes(dataset, least)
+        if least: print(f"Left out, with fewer than {least} images: {', '.join(small) or 'none'}")
         split = split_data(report, dataset, shares, seed, weights, totals)
         return cls(dataset, split, name=name, report=report, real_data=real_data, seed=seed,
                    from_imagenet=from_imagenet, check=check)

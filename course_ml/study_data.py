@@ -15,7 +15,7 @@ import pandas as pd
 from IPython.display import display
 
 from .cleaning import outlier_scores, pairs_in_blocks, similar_pairs
-from .config import HeadOnly, Recipe
+from .config import Recipe
 from .data import Check, Dataset, Split
 from .features import frozen_features
 from .plots import COLORS, new_figure, settle, shorten, show_images
@@ -27,9 +27,9 @@ from .transfer import build_model
 
 # %% auto #0
 __all__ = ['FOLDERS', 'choose_size', 'study_data', 'study_sets', 'new_images', 'check_data', 'split_data', 'drop_small_classes',
-           'class_table', 'class_weight_table', 'folder_table', 'families_of_synsets', 'long_tail', 'frequency_thirds',
-           'plot_class_counts', 'recipe_features', 'plot_outliers', 'read_peoples_labels', 'find_pairs', 'known_pairs',
-           'plot_pairs']
+           'class_table', 'class_weight_table', 'folder_table', 'families_of_synsets', 'long_tail', 'by_frequency',
+           'frequency_thirds', 'plot_class_counts', 'recipe_features', 'plot_outliers', 'read_peoples_labels',
+           'find_pairs', 'known_pairs', 'plot_pairs']
 
 # %% ../nbs/library/study_data.ipynb #a68090b8
 def choose_size(
@@ -165,11 +165,17 @@ def long_tail(
     if not real_data: return make_synthetic("rare_species", images=images, size=64, seed=seed)[0]
     return families_of_synsets(read_dataset(real_data, name="rare_species", label_column="class"), tail, seed)
 
+def by_frequency(
+    dataset: Dataset,
+) -> np.ndarray:  # (classes,) indices
+    "Order the classes by how many images they have, from common to rare."
+    return np.argsort(-np.bincount(dataset.labels, minlength=len(dataset.classes)))
+
 def frequency_thirds(
     dataset: Dataset,
 ) -> dict[str, np.ndarray]:  # "head", "middle", "tail" -> indices of the classes, from common to rare
     "Group the classes by how many images they have: the third with the most, the third with the fewest, the others."
-    order = np.argsort(-np.bincount(dataset.labels, minlength=len(dataset.classes)))
+    order = by_frequency(dataset)
     third = len(order) // 3
     return {"head": order[:third], "middle": order[third:len(order) - third], "tail": order[len(order) - third:]}
 
@@ -194,13 +200,10 @@ def recipe_features(
 
 def plot_outliers(
     dataset: Dataset,
-    backbone: str,  # a timm name
-    weights: str,  # of it: a word, or the path of a file
-    image_size: int,  # side of the images for the backbone (pixels)
+    recipe: Recipe,  # of a frozen backbone of torch
     n: int = 8,
 ):  # a figure
     "Draw the images that lie furthest from their ten nearest neighbors, by the features of a frozen backbone."
-    recipe = Recipe(backbone=backbone, weights=weights, freeze=HeadOnly(), image_size=image_size)
     far = np.argsort(-outlier_scores(recipe_features(recipe, dataset), 10))[:n]
     return show_images(dataset.images(64)[far], [dataset.classes[label][:18] for label in dataset.labels[far]], n, 1)
 

@@ -33,13 +33,14 @@ from course_ml.metrics import (
 from .predictions import Predictions
 from .reporting import Report
 from .runs import Run
+from .study_data import frequency_thirds
 from .transfer import build_model
 
 # %% auto #0
-__all__ = ['IMAGENET', 'CONTAMINATED', 'recipe_layers', 'cost_table', 'accuracy', 'scores_of_class', 'mean_f1', 'macro_f1',
-           'score_intervals', 'score_table', 'stack_tables', 'record_scores', 'record_gains', 'record_areas',
-           'gain_over_best', 'interval_text', 'with_interval', 'label_auc_table', 'is_contaminated',
-           'contamination_note', 'Models']
+__all__ = ['IMAGENET', 'CONTAMINATED', 'recipe_layers', 'cost_table', 'accuracy', 'scores_of_class', 'mean_f1',
+           'frequency_scores', 'macro_f1', 'score_intervals', 'score_table', 'stack_tables', 'record_scores',
+           'record_gains', 'record_areas', 'gain_over_best', 'interval_text', 'with_interval', 'label_auc_table',
+           'is_contaminated', 'contamination_note', 'Models']
 
 # %% ../nbs/library/study_models.ipynb #9232538b
 def recipe_layers(
@@ -90,6 +91,14 @@ def mean_f1(
         value, (low, high) = float(statistic(preds)), bootstrap_interval(statistic, preds, seed=seed)
         return value, min(float(low), value), max(float(high), value)
     return score
+
+def frequency_scores(
+    dataset: Dataset,
+    seed: int = 0,  # of the bootstrap
+) -> dict[str, Callable]:  # by name, see `score_intervals`
+    "Make the scores for a long tail: accuracy, macro-F1, and the mean F1 of head, middle and tail."
+    thirds = {f"F1 of the {name}": mean_f1(classes, seed) for name, classes in frequency_thirds(dataset).items()}
+    return {"accuracy": accuracy, "macro-F1": mean_f1(seed=seed)} | thirds
 
 def macro_f1(
     preds: Predictions,

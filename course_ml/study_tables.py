@@ -17,7 +17,7 @@ from .audit import audit, compare_with_published
 from .config import Recipe
 from .crossval import write_submission
 from .data import Dataset, Split
-from .interpretation import plot_slices, slices
+from .interpretation import plot_slices, slices, train_validation_gap
 from .metrics import compare, mcnemar, per_class, top_k_accuracy
 from course_ml.plots import (
     COLORS,
@@ -37,9 +37,11 @@ from .readers import class_numbers
 from .recipes import smoke_run
 from .reporting import Report
 from .runs import Run
+from .study_data import frequency_thirds
 from course_ml.study_models import (
     Models,
     accuracy,
+    frequency_scores,
     interval_text,
     record_gains,
     record_scores,
@@ -145,6 +147,11 @@ class ReportedModels(Models):
         figure = plot_learning_curves({name: run.history for name, run in runs.items()}, monitor)
         return self.report.figure(figure, file, caption)
 
+    def show_gap(self):  # the table `gap`
+        "Compare the accuracy of the trained models on training and validation set."
+        caption = "How much better each model is on its training images."
+        return self.report.table(train_validation_gap(self.runs), "gap", caption)
+
     def scores(self,
         scores: dict[str, str | Callable],  # see `score_intervals`
         names=None,  # of models; default: all
@@ -185,6 +192,15 @@ class ReportedModels(Models):
         pairs = [(first, other) for other in others if other != first]
         table = self.gains(pairs, f"{score}, {{second}} minus {{first}}, test", statistic)
         return self.report.table(table, file, caption, digits=4)
+
+    def show_head_and_tail(self) -> pd.DataFrame:  # model, n, and for each score: value, low, high
+        "Show scores of the test set as the table `scores`, and draw those of head, middle and tail (`head_and_tail`)."
+        table = self.scores(frequency_scores(self.dataset, self.seed) | {"AUC": "AUC"})
+        caption = "The test set: accuracy, macro-F1, mean F1 of head, middle and tail; 95 % intervals."
+        display(self.report.table(table, "scores", caption))
+        figure = plot_groups(table, frequency_thirds(self.dataset))
+        display(self.report.figure(figure, "head_and_tail", "Head, middle and tail, with 95 % intervals."))
+        return table
 
     def show_comparisons(self,
         first: str,  # of a model

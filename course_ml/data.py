@@ -16,6 +16,7 @@ import pandas as pd
 
 from .decoding import ArrayImages, ImageSource, UnreadableImage, decoded_images, to_uint8
 from .provenance import atomic_path, content_hash
+from .reading import Reading
 from .runtime import Progress, available_threads
 
 # %% auto #0
@@ -68,6 +69,7 @@ class Dataset:
     classes: list[str]  # class names, in the order of the labels
     source: ImageSource  # reads an image at its location
     skipped: pd.DataFrame = field(default_factory=_nothing_skipped)  # id, reason: what was left out, and why
+    reading: Reading = field(default_factory=Reading)  # how it was read
 
     def __post_init__(self):
         self.items = self.items.reset_index(drop=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .decoding import FolderImages, ImageSource, ZipImages
+from .image_sources import FolderImages, ImageSource, ZipImages
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'Listing', 'clean_path', 'why_junk',

@@ -6,23 +6,20 @@
 from __future__ import annotations
 
 import re
-import tarfile
-import unicodedata
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from .listing import IMAGE_SUFFIXES, Listing, list_files
+from .listing import IMAGE_SUFFIXES, Listing, clean_path, list_files
 from .reading import split_named
 
 # %% auto #0
-__all__ = ['ARCHIVE_SUFFIXES', 'split_in_name', 'ImageFinder', 'listings_of_archives']
+__all__ = ['split_in_name', 'ImageFinder', 'listings_of_archives']
 
 # %% ../nbs/library/image_names.ipynb #in000006
 def _tail_parts(path):
     "The parts of a path as they are compared: one case, one form of accents, without the suffix of an image."
-    path = unicodedata.normalize("NFC", path.replace("\\", "/")).casefold().strip()
+    path = clean_path(path).casefold().strip()
     stem, dot, suffix = path.rpartition(".")
     if dot + suffix in IMAGE_SUFFIXES: path = stem
     return [part for part in path.split("/") if part not in ("", ".", "..")]
@@ -94,8 +91,8 @@ def _number_found(found):
 # %% ../nbs/library/image_names.ipynb #in000011
 def _rank(path, name, length, table):
     "How near a path is to what a table means; the smallest is nearest."
-    wanted = PurePosixPath(name.replace("\\", "/").strip()).name
-    exact = unicodedata.normalize("NFC", PurePosixPath(path).name) == unicodedata.normalize("NFC", wanted)
+    path = clean_path(path)
+    exact = PurePosixPath(path).name == PurePosixPath(clean_path(name.strip())).name
     folders = [part.casefold() for part in PurePosixPath(path).parts[:-length]]
     beside = [part.casefold() for part in PurePosixPath(table).parts[:-1]]
     split = split_in_name(table)
@@ -104,17 +101,14 @@ def _rank(path, name, length, table):
     return not exact, next((rank for rank, holds in enumerate(near) if holds), len(near))
 
 # %% ../nbs/library/image_names.ipynb #in000016
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-
 def listings_of_archives(
     listing: Listing,  # of a folder
 ) -> list[Listing]:  # one an archive that can be read
     "List the archives in a folder; archives in archives are not opened."
     if not listing.root.is_dir(): return []
-    archives = [listing.root / path for path in listing.paths if path.lower().endswith(ARCHIVE_SUFFIXES)]
-    return [found for found in map(_list_archive, archives) if found]
+    return [found for found in map(_list_archive, [listing.root / path for path in listing.archives()]) if found]
 
 def _list_archive(path):
     "The listing of an archive; None where it cannot be read."
     try: return list_files(path)
-    except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError): return None
+    except (OSError, ValueError): return None

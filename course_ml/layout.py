@@ -17,11 +17,11 @@ from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, clean_path
 from .reading import Reading, split_named
 
 # %% auto #0
-__all__ = ['UNLABELLED', 'NO_CLASS', 'NO_SPLIT', 'COPY', 'PLAIN_NAMES', 'LAST_FOLDER', 'Place', 'Layout', 'splits_of',
+__all__ = ['UNLABELED', 'NO_CLASS', 'NO_SPLIT', 'COPY', 'PLAIN_NAMES', 'LAST_FOLDER', 'Place', 'Layout', 'splits_of',
            'place_folders', 'read_pattern', 'labels_by_name', 'decide_layout', 'listed', 'number_of']
 
 # %% ../nbs/library/layout.ipynb #ly000006
-UNLABELLED = "an unlabelled test image"
+UNLABELED = "an unlabeled test image"
 NO_CLASS, NO_SPLIT = "not in a class folder", "not in the folder of a split, as other images are"
 COPY = "in a folder that has the class folders a second time"
 
@@ -35,9 +35,9 @@ class Place(NamedTuple):
 
 @dataclass
 class Layout:
-    "Where every file belongs. Each path is in one of `images`, `unlabelled` and `unused`."
+    "Where every file belongs. Each path is in one of `images`, `unlabeled` and `unused`."
     images: pd.DataFrame  # path, label and split ("" where there is none) of every image with a label
-    unlabelled: list[str] = field(default_factory=list)  # images of a test set without labels
+    unlabeled: list[str] = field(default_factory=list)  # images of a test set without labels
     unused: list[tuple[str, str]] = field(default_factory=list)  # all other paths, and why they are not used
     reading: Reading = field(default_factory=Reading)  # how the layout was read
 
@@ -68,19 +68,21 @@ def _split_level(folders, by_name):
         names = {folder[level] for folder in folders if len(folder) > level}
         splits = splits_of(names)
         if len(set(splits.values())) < 2: continue
-        if level == 0 and _are_splits(folders, names, splits, by_name): return 0, splits
-        if level > 0 and len(splits) == len(names) and _side_by_side(folders, level, splits): return level, splits
+        if level == 0: found = _are_splits(folders, names, splits, by_name)
+        else: found = len(splits) == len(names) and _side_by_side(folders, level, splits)
+        if found: return level, splits
     return -1, {}
 
 def _are_splits(folders, names, splits, by_name):
     "Whether folders at the top with the names of splits are splits, and not classes."
     inside = {}
     for folder in folders:
-        if folder[:1] and folder[0] in splits: inside.setdefault(splits[folder[0]], set()).update(folder[1:2])
-    labelled = [names for names in inside.values() if names]
+        name = splits.get(folder[0]) if folder else None
+        if name: inside.setdefault(name, set()).update(folder[1:2])
+    classes = [names for names in inside.values() if names]
     others = len(names) - len(splits)
     if not others: return True
-    return (by_name or bool(labelled)) and (others == 1 or _any_shared(labelled))
+    return (by_name or bool(classes)) and (others == 1 or _any_shared(classes))
 
 def _any_shared(sets):
     "Whether something is in two of the sets."
@@ -125,7 +127,7 @@ def _splits_first(folders, splits):
     for name, rests in found.items():
         others = set().union(*(labels[other] for other in splits if other != name))
         if splits[name] == "test" and len(labels[name]) < 2 <= len(others) and not labels[name] & others:
-            rests = {rest: place._replace(label="", reason=UNLABELLED) for rest, place in rests.items()}
+            rests = {rest: place._replace(label="", reason=UNLABELED) for rest, place in rests.items()}
         places.update({(name, *rest): place for rest, place in rests.items()})
     return places
 
@@ -146,7 +148,7 @@ def _without_splits(folders):
     tests = {folder for folder in folders if folder and _is_flat_test(folder[0], folders)}
     rest = place_folders(list(folders - tests)) if tests else {}
     if len({place.label for place in rest.values()} - {""}) > 1:
-        return rest | {folder: Place("", "test", UNLABELLED, folder[0]) for folder in tests}
+        return rest | {folder: Place("", "test", UNLABELED, folder[0]) for folder in tests}
     copies = _repeated(folders)
     split = "train" if {split_named(name) for name in copies} & {"validation", "test"} else ""
     return {folder: _place_copy(folder) if folder[:1] and folder[0] in copies else _place(folder, split)
@@ -187,7 +189,8 @@ def place_folders(
 
 def _only_split(folder, level, splits):
     "The place of images whose names tell their classes."
-    if level < 0: return Place(split_folder=next((name for name in folder if split_named(name) == "test"), ""))
+    tests = (name for name in folder if split_named(name) == "test")
+    if level < 0: return Place(split_folder=next(tests, ""))
     name = folder[level] if len(folder) > level else ""
     return Place("", splits[name], "", name) if name in splits else Place(reason=NO_SPLIT)
 
@@ -199,7 +202,8 @@ def read_pattern(
 ) -> re.Pattern:
     "Compile a pattern. Raises `ValueError` for one that is not valid or has no group."
     try: pattern = re.compile(label_pattern)
-    except re.error as error: raise ValueError(f"label_pattern {label_pattern!r} is no regular expression: {error}") from None
+    except re.error as error:
+        raise ValueError(f"label_pattern {label_pattern!r} is no regular expression: {error}") from None
     if pattern.groups: return pattern
     raise ValueError(f"label_pattern {label_pattern!r} has no group; put the part of the name that is the class "
                      "into parentheses, e.g. '^([a-z]+)'")
@@ -228,23 +232,24 @@ def decide_layout(
     by_folder = place_folders(folders, bool(label_pattern))
     places = pd.DataFrame([by_folder[folder] for folder in folders], columns=Place._fields, dtype=object)
     table = places.take(codes).reset_index(drop=True).assign(path=images, folder=names[codes])
-    if label_pattern: table = _labelled_by_name(table, label_pattern)
+    if label_pattern: table = _labeled_by_name(table, label_pattern)
     used = table.reason == ""
     if table.split[used].nunique() < 2: table.loc[used, "split"] = ""
     others = [(path, _why_no_image(path)) for path in paths if not path.lower().endswith(IMAGE_SUFFIXES)]
-    unused = table[~used & (table.reason != UNLABELLED)]
+    unused = table[~used & (table.reason != UNLABELED)]
     return Layout(table.loc[used, ["path", "label", "split"]].reset_index(drop=True),
-                  list(table.path[table.reason == UNLABELLED]), [*zip(unused.path, unused.reason), *others],
+                  list(table.path[table.reason == UNLABELED]), [*zip(unused.path, unused.reason), *others],
                   _describe(table, label_pattern) + _name_empty(table, others, empty))
 
-def _labelled_by_name(table, label_pattern):
+def _labeled_by_name(table, label_pattern):
     "The table with the classes that a pattern finds; a test set in which it finds none has no labels."
     labels = np.array(labels_by_name(table.path, label_pattern), dtype=object)
     missing = labels == ""
-    in_test = (table.split == "test") | table.split_folder.map({n: split_named(n) == "test" for n in set(table.split_folder)})
+    is_test = {name: split_named(name) == "test" for name in set(table.split_folder)}
+    in_test = (table.split == "test") | table.split_folder.map(is_test)
     without = set(table.split_folder[in_test]) - set(table.split_folder[in_test & ~missing])
     reason = np.where(missing, f"label_pattern {label_pattern!r} finds no class in its name", table.reason)
-    reason = np.where(table.split_folder.isin(without) & in_test, UNLABELLED, reason)
+    reason = np.where(table.split_folder.isin(without) & in_test, UNLABELED, reason)
     return table.assign(label=np.where(reason == "", labels, ""), reason=reason)
 
 def _why_no_image(path):
@@ -256,9 +261,9 @@ def _why_no_image(path):
 def _describe(table, label_pattern):
     "How a layout was read, from the table of its images."
     used = table[table.reason == ""]
-    reading = Reading().decide(*_say_classes(used, label_pattern), *_say_splits(used), *_say_unlabelled(table))
+    reading = Reading().decide(*_say_classes(used, label_pattern), *_say_splits(used), *_say_unlabeled(table))
     if not label_pattern: reading += _say_levels(used)
-    for reason, images in table[~table.reason.isin(["", UNLABELLED])].groupby("reason", sort=False):
+    for reason, images in table[~table.reason.isin(["", UNLABELED])].groupby("reason", sort=False):
         reading = reading.remark(f"{number_of(len(images), 'image')} not used, {reason}: {listed(images.path)}")
     return reading
 
@@ -289,18 +294,19 @@ def _say_splits(used):
              for split in ("train", "validation", "test") for folder, count in counts.get(split, {}).items()]
     yield f"splits by folder: {', '.join(parts)}"
 
-def _say_unlabelled(table):
+def _say_unlabeled(table):
     "Which folders have a test set without labels."
-    images = table[table.reason == UNLABELLED]
+    images = table[table.reason == UNLABELED]
     if not len(images): return
-    yield f"{number_of(len(images), 'image')} without labels, the unlabelled test set: {listed(images.folder + '/')}"
+    yield f"{number_of(len(images), 'image')} without labels, the unlabeled test set: {listed(images.folder + '/')}"
 
 # %% ../nbs/library/layout.ipynb #ly000026
 def _say_levels(used):
     "What is said of folders inside class folders, and of classes that are called like a split."
     reading = Reading()
     for name in sorted(set(used.label)):
-        if split_named(name): reading = reading.remark(f"the folder {name!r} is read as a class, not as a split")
+        if split_named(name):
+            reading = reading.remark(f"the folder {name!r} is read as a class, not as a split")
     inside = used[used.below != ""][["label", "below", "folder", "split_folder"]].drop_duplicates()
     names = inside.below.str.split("/").str[0].groupby(inside.label).agg(set)
     if not len(names) or max(map(len, names)) < 2 and not used.below.eq("").any(): return reading
@@ -309,7 +315,8 @@ def _say_levels(used):
     example = names.index[0]
     reading = reading.decide(f"folders inside class folders do not count, e.g. in {example}: "
                              f"{listed(sorted(names[example]))}; for the last folder as class: label_pattern={pattern!r}")
-    if len(names) < 2 or len(set(used.label)) > len(names) or len(set(map(frozenset, names))) > 1: return reading
+    if len(names) < 2 or len(set(used.label)) > len(names) or len(set(map(frozenset, names))) > 1:
+        return reading
     return reading.remark(f"the folders {listed(names.index)} all have the same folders {listed(sorted(names.iloc[0]))}; "
                           f"if these are the classes, give label_pattern={pattern!r} or the path of one folder")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .image_sources import FolderImages, ImageSource, ZipImages
+from .image_sources import FolderImages, ImageSource, TarImages, ZipImages
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'Listing', 'clean_path', 'why_junk',
@@ -64,7 +64,7 @@ def _as_windows_letter(match):
 # %% ../nbs/library/listing.ipynb #ls000011
 PROGRAM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@tmp", "@recycle", "#recycle",
                  "#snapshot", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
-TEXTS = re.compile(r"(readme|license|licence|copying|citation|changelog|notice|authors)([\W_].*)?")
+TEXTS = re.compile(r"(readme|licen[cs]e|copying|citation|changelog|notice|authors)([\W_].*)?")
 NO_TEXTS = (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES, ".csv", ".tsv", ".xlsx", ".parquet", ".json", ".jsonl", ".npz", ".npy")
 
 def why_junk(
@@ -81,7 +81,7 @@ def _why_junk_folder(folder):
 
 def _why_junk_name(name):
     "Why a file or folder is no part of the data by its name alone."
-    if name.casefold() in PROGRAM_FILES or name.startswith("~$"): return "made by a program, not part of the data"
+    if name.casefold() in PROGRAM_FILES: return "made by a program, not part of the data"
     return "hidden" if name.startswith(".") and name.strip(".") else ""
 
 def _why_junk_text(name):
@@ -141,9 +141,13 @@ def is_archive(
 
 def _open_archive(path):
     "The source of an archive, its names, and what cannot be used, with the reason."
+    if tarfile.is_tarfile(path):
+        source = TarImages(path)
+        return source, source.names(), source.set_aside
     source = ZipImages(path)
     try: return source, source.names(), []
-    except zipfile.BadZipFile as error: raise ValueError(f"{path} is no zip that can be read: {error}") from None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is no zip that can be read: {error}") from None
 
 # %% ../nbs/library/listing.ipynb #ls000018
 def list_files(
@@ -156,8 +160,7 @@ def list_files(
     for name in names:
         clean = clean_path(name).removesuffix("/")
         reason = why_junk(clean) or ("leads out of the archive" if _leads_out(name) else "")
-        if name.endswith(("/", "\\")):
-            if clean and not reason: folders.append(clean)
+        if name.endswith(("/", "\\")): folders += [clean] if clean and not reason else []
         elif reason: junk.append((name, reason))
         else: kept.append(name)
     return Listing(path, source, sorted(kept), sorted(refused + junk), _without_files(folders, kept))

@@ -49,11 +49,13 @@ class Reading:
 # %% ../nbs/library/reading.ipynb #rd000011
 SPLIT_NAMES = {"train": "train", "training": "train",
                "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-               "test": "test", "testing": "test", "eval": "test"}  # what publishers write: what we write
+               "development": "validation", "test": "test", "testing": "test", "eval": "test",
+               "evaluation": "test"}  # what publishers write: what we write
 
 def split_named(
     name: str,  # e.g. of a folder, or a value in a column
 ) -> str:  # "train", "validation" or "test"; "" for a name that is none of them
-    "Return which split a name means; case, separators and a last `set`, `data`, `split` or `images` do not count."
-    letters = re.sub(r"[\s_.-]+", "", name.casefold())
-    return SPLIT_NAMES.get(re.sub(r"(?<=.)(set|data|split|images)$", "", letters), "")
+    "Return which split a name means; case, separators, numbers and last words such as `set` do not count."
+    letters = re.sub(r"[\W_\d]+", "", name.casefold())
+    word = re.sub(r"(?<=.)(dataset|data|set|split|images?|imgs?|photos|folder)+$", "", letters)
+    return SPLIT_NAMES.get(word, "")

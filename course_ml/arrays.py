@@ -23,11 +23,10 @@ from .provenance import cached_file, file_digest, make_key
 from .reading import Reading, ReadOptions, split_named
 
 # %% auto #0
-__all__ = ['DAMAGED', 'USUAL_ARRAYS', 'StoredArray', 'stored_arrays', 'mapped_images', 'array_role', 'find_arrays',
-           'dataset_from_arrays']
+__all__ = ['USUAL_ARRAYS', 'StoredArray', 'stored_arrays', 'mapped_images', 'array_role', 'find_arrays', 'dataset_from_arrays']
 
 # %% ../nbs/library/arrays.ipynb #ar000006
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 @dataclass(frozen=True)
 class StoredArray:
@@ -52,7 +51,7 @@ class StoredArray:
         "Read the array into memory. Raises `ValueError` for a damaged file."
         with self.open() as file:
             try: content = file.read(self.start + self.size + 1)[self.start:]
-            except DAMAGED as error: raise ValueError(f"{self.name}: damaged ({error})") from None
+            except _DAMAGED as error: raise ValueError(f"{self.name}: damaged ({error})") from None
         if len(content) != self.size: raise self.cut_off(len(content))
         return np.frombuffer(content, self.dtype).reshape(self.shape, order="F" if self.is_fortran else "C")
 
@@ -80,7 +79,7 @@ def _describe(path, member=""):
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
             shape, is_fortran, dtype = read(file)
             start = file.tell()
-    except (ValueError, KeyError, *DAMAGED) as error:
+    except (ValueError, KeyError, *_DAMAGED) as error:
         raise ValueError(f"{name}: no array, or damaged ({error})") from None
     if dtype.hasobject or dtype.fields:
         raise ValueError(f"{name} contains Python objects; save an array of numbers, or of strings")
@@ -125,7 +124,7 @@ def _start_in_file(array):
         entry = archive.getinfo(array.member)
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1: return None
         file.seek(entry.header_offset + 26)
-        lengths = np.frombuffer(file.read(4), "<u2")  # of the member's name and its extra field, which the values follow
+        lengths = np.frombuffer(file.read(4), "<u2")  # of the member's name and its extra field, which come before
         return entry.header_offset + 30 + int(lengths.sum()) + array.start
 
 def _join(arrays, target):
@@ -150,7 +149,7 @@ def _copy(array, file):
             while (block := values.read(2**20)) and copied <= array.size:
                 copied += len(block)
                 file.write(block)
-        except DAMAGED as error: raise ValueError(f"{array.name}: damaged ({error})") from None
+        except _DAMAGED as error: raise ValueError(f"{array.name}: damaged ({error})") from None
     if copied != array.size: raise array.cut_off(copied)
 
 # %% ../nbs/library/arrays.ipynb #ar000011
@@ -206,7 +205,8 @@ def _label_names(name, labels, classes):
     "The class of each image as a string, and sentences. Raises `ValueError` for labels that are no classes."
     if labels.ndim == 2 and labels.shape[1] == 1: labels = labels[:, 0]
     if labels.ndim == 2: return _one_hot_names(name, labels, classes)
-    if labels.ndim != 1: raise ValueError(f"{name}: labels have the shape {labels.shape}; give one label an image")
+    if labels.ndim != 1:
+        raise ValueError(f"{name}: labels have the shape {labels.shape}; give one label an image")
     if labels.dtype.kind == "S": labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind == "f":
         odd = np.flatnonzero(~(labels == np.rint(labels)))
@@ -228,7 +228,7 @@ def _one_hot_names(name, labels, classes):
         raise ValueError(f"{name}: the labels of image {odd[0]} are {labels[odd[0]].tolist()}; an image has one class, "
                          "so give one label an image, or a single 1 in its row")
     names, _ = _label_names(name, marks.argmax(1), classes)
-    return names, ["The labels are one-hot."]
+    return names, ["labels: one-hot"]
 
 # %% ../nbs/library/arrays.ipynb #ar000016
 def find_arrays(
@@ -289,19 +289,19 @@ def _read_set(path, split, roles, classes):
 def _upright(images):
     "Images with the channels last, and what to say of it."
     if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[-1] not in (1, 3, 4):
-        return np.moveaxis(images, 1, -1), ["The images have their channels first."]
+        return np.moveaxis(images, 1, -1), ["channels first"]
     return images, []
 
 def _describe_sets(sets):
     "A sentence on what was read."
     listed = [f"{roles['images'].short_name} {roles['images'].shape}" + (f" for {split}" if split else "")
               for split, roles in sets.items()]
-    return f"The images are the arrays {', '.join(listed)}."
+    return f"arrays {', '.join(listed)}"
 
 def _say_unused(arrays):
     "A remark on arrays that are not used."
     listed = ", ".join(f"{array.short_name} {array.shape}" for array in arrays)
-    if listed: yield f"Arrays that are not used, as images or labels are missing or lengths differ: {listed}."
+    if listed: yield f"arrays not used, as images or labels are missing or lengths differ: {listed}"
 
 def _with_classes(name, path, items, classes, source, reading):
     "The data set; images with an empty class name are listed as left out."

@@ -78,7 +78,8 @@ def with_header(
     "Return a table as it is, or numbered columns where its first row already names an image."
     found = [bool(place) for place in finder.find(table.header, table.path)]
     is_file = any(is_found and name.lower().endswith(IMAGE_SUFFIXES) for name, is_found in zip(table.header, found))
-    repeated = any(not is_found and (table.cells.iloc[:, i] == table.header[i]).any() for i, is_found in enumerate(found))
+    others = [number for number, is_found in enumerate(found) if not is_found]
+    repeated = any((table.cells.iloc[:, number] == table.header[number]).any() for number in others)
     return table.without_header() if is_file or (any(found) and repeated) else table
 
 # %% ../nbs/library/columns.ipynb #co000010

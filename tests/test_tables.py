@@ -107,7 +107,7 @@ def test_the_label_is_not_guessed(tmp_path):
     assert dataset.classes == ["bkl", "mel", "nv"] and len(dataset) == 12
     assert dataset.reading.offered_groups == ("lesion_id",) and "LOOK AT lesion_id" in remarks(dataset)
     assert read(tmp_path, label_column="dx", group_column="lesion_id").items.group.nunique() == 6
-    with pytest.raises(ValueError, match="no column 'diagnosis' for label_column; its columns are lesion_id, image_id, dx"):
+    with pytest.raises(ValueError, match="no column 'diagnosis' for label_column; its columns are lesion_id, image_id"):
         read(tmp_path, label_column="diagnosis")
 
 
@@ -130,12 +130,12 @@ def test_names_of_two_words_are_one_label(tmp_path):
 
 def test_label_cells_are_read_as_they_stand(tmp_path):
     labels = ["cat", "cat ", " cat", "Cat", "NA", "None", "null", "007", "7", "7.0", "1e3", "True", ""]
-    files = images("{}.png", 13) | {"labels.csv": "file,label\n" + "\n".join(f"{i}.png,{one}" for i, one in enumerate(labels))}
-    dataset = read(tmp_path, files)
+    rows = "file,label\n" + "\n".join(f"{i}.png,{label}" for i, label in enumerate(labels))
+    dataset = read(tmp_path, images("{}.png", 13) | {"labels.csv": rows})
     assert labels_of(dataset) == ["cat", "cat", "cat", "Cat", "NA", "None", "null", "007", "7", "7.0", "1e3", "True"]
     assert skipped(dataset) == {"12.png": "no label"}
-    for said in ("NA is taken as a class (1 row)", "None is taken", "null is taken", "007 and 7 and 7.0 are different classes"):
-        assert said in remarks(dataset)
+    for remark in ("NA is taken as a class (1 row)", "None is taken", "null is taken", "007 and 7 and 7.0 are different"):
+        assert remark in remarks(dataset)
 
 
 def test_several_columns_could_be_the_label(tmp_path):
@@ -229,7 +229,8 @@ def test_images_that_no_row_names_are_listed(tmp_path):
 
 
 def test_a_table_without_header(tmp_path):
-    dataset = read(tmp_path, images("{}.png", 6) | {"labels.csv": csv("0.png,cat", "{i}.png,{c}", 6).replace("0.png,cat\n", "", 1)})
+    rows = csv("", "{i}.png,{c}", 6).strip()
+    dataset = read(tmp_path, images("{}.png", 6) | {"labels.csv": rows})
     assert len(dataset) == 6 and "no row names the columns" in decisions(dataset)
     rows = "\n".join(f"{i},{'ab'[i % 2]},{i % 3}" for i in range(6))
     with pytest.raises(ValueError, match=r"label_column: column 2 \(2 values: a, b\); column 3 \(3 values"):
@@ -266,7 +267,8 @@ def test_a_table_of_no_images_is_not_used(tmp_path):
 
 def test_tables_of_the_splits_are_one_data_set(tmp_path):
     files = images("images/{}.png", 9) | {"sample_submission.csv": "file,label\n8.png,cat\n"}
-    for i, split in enumerate(("train", "val", "test")): files[f"{split}.csv"] = f"file,label\n{2 * i}.png,cat\n{2 * i + 1}.png,dog\n"
+    for i, split in enumerate(("train", "val", "test")):
+        files[f"{split}.csv"] = f"file,label\n{2 * i}.png,cat\n{2 * i + 1}.png,dog\n"
     dataset = read(tmp_path, files)
     assert list(dataset.items.split) == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
 
@@ -294,7 +296,8 @@ def test_metadata_in_the_folders_of_splits(tmp_path):
 
 
 def test_several_tables_have_to_be_told_apart(tmp_path):
-    write(tmp_path, images("{}.png", 12) | {name: csv("file,label", "{i}.png,{c}") for name in ("first.csv", "second.csv")})
+    rows = csv("file,label", "{i}.png,{c}")
+    write(tmp_path, images("{}.png", 12) | {"first.csv": rows, "second.csv": rows})
     with pytest.raises(ValueError, match=r"2 tables that name images and labels: first\.csv, second\.csv"):
         read(tmp_path)
     write(tmp_path, {"labels.csv": csv("file,label", "{i}.png,{c}")})
@@ -337,7 +340,7 @@ def test_groups(tmp_path):
 # Formats
 
 
-CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00", exclude_categories=("Cs",)), min_size=1).filter(str.strip)
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), min_size=1).filter(str.strip)
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
@@ -360,8 +363,8 @@ def test_separators_and_encodings(tmp_path, separator, encoding):
 def test_the_same_table_in_every_format(tmp_path):
     frame = pd.DataFrame({"image": ["007", "008", "009"], "label": ["1", "2", "1"], "age": ["3", "", "5"]})
     files = {"a.csv": frame.to_csv(index=False).encode(), "b.tsv": frame.to_csv(index=False, sep="\t").encode(),
-             "c.jsonl": frame.to_json(orient="records", lines=True).encode(), "d.json": frame.to_json(orient="records").encode(),
-             "e.json": json.dumps(frame.to_dict("list")).encode()}
+             "c.jsonl": frame.to_json(orient="records", lines=True).encode(),
+             "d.json": frame.to_json(orient="records").encode(), "e.json": json.dumps(frame.to_dict("list")).encode()}
     for name, write_to in (("f.parquet", frame.to_parquet), ("g.xlsx", lambda file: frame.to_excel(file, index=False))):
         file = io.BytesIO()
         write_to(file)
@@ -384,7 +387,8 @@ def test_excel_shows_numbers_as_they_are_seen():
 
 def test_numbers_of_parquet_keep_their_type():
     file = io.BytesIO()
-    pd.DataFrame({"image": [7, 8], "label": [1.0, 2.5], "patient": pd.Categorical(["a", None]), "ok": [True, False]}).to_parquet(file)
+    columns = {"image": [7, 8], "label": [1.0, 2.5], "patient": pd.Categorical(["a", None]), "ok": [True, False]}
+    pd.DataFrame(columns).to_parquet(file)
     assert read_table(file.getvalue(), "x").cells.values.tolist() == [["7", "1.0", "a", "True"], ["8", "2.5", "", "False"]]
 
 
@@ -486,11 +490,14 @@ def test_names_of_classes(tmp_path):
 
 
 def test_other_arrays_are_columns_or_said(tmp_path):
-    dataset = read_npz(tmp_path, images=pixels(4, 8, 8), labels=np.array(["a", "b", "", "a"]), age=np.arange(4), mean=np.zeros(3),
-                       ids=np.array(["k", "l", "m", "n"]), groups=np.array([1, 1, 2, 2]), split=np.array(["train", "test"] * 2))
+    arrays = {"ids": ["k", "l", "m", "n"], "groups": [1, 1, 2, 2], "split": ["train", "test"] * 2, "mean": [0, 0, 0]}
+    arrays = {name: np.array(values) for name, values in arrays.items()}
+    labels = np.array(["a", "b", "", "a"])
+    dataset = read_npz(tmp_path, images=pixels(4, 8, 8), labels=labels, age=np.arange(4), **arrays)
     assert dataset.items[["id", "group", "split", "age"]].values.tolist() == [
         ["k", "1", "train", 0], ["l", "1", "test", 1], ["n", "2", "test", 3]]
-    assert skipped(dataset) == {"m": "no label"} and "arrays not used" in remarks(dataset) and "mean (3,)" in remarks(dataset)
+    assert skipped(dataset) == {"m": "no label"} and "arrays not used" in remarks(dataset)
+    assert "mean (3,)" in remarks(dataset)
     chosen = ReadOptions(image_column="scans", label_column="grade")
     arrays = {"scans": pixels(2, 8, 8), "grade": np.array([2, 3]), "labels": np.array([0, 0])}
     assert read_npz(tmp_path, options=chosen, **arrays).classes == ["2", "3"]
@@ -519,7 +526,8 @@ def test_damaged_arrays_are_named(tmp_path, save):
     content = (tmp_path / "x.npz").read_bytes()
     for damaged in (content[:500], content[:-500], b"<html>", b"", content[:300] + bytes(2000) + content[2300:]):
         (tmp_path / "x.npz").write_bytes(damaged)
-        if damaged[300:400] == bytes(100) and save is np.savez: continue  # values that were changed in place
+        if damaged[300:400] == bytes(100) and save is np.savez:
+            continue  # values that were changed in place
         with pytest.raises(ValueError, match=r"x\.npz.*damaged"):
             dataset_from_arrays("x", tmp_path / "x.npz", ReadOptions())
 

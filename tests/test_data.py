@@ -15,13 +15,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 import course_ml
 from course_ml import decoding
 from course_ml.data import Dataset, Split, assign_groups, near_pairs
 from course_ml.decoding import ArrayImages, UnreadableImage
-from course_ml.readers import export_image_folder, read_dataset
+from course_ml.readers import read_dataset
 
 
 def make_image(seed, size=(40, 30), mode="RGB"):
@@ -167,18 +166,6 @@ def test_tables_that_cannot_be_read_say_why(tmp_path, content, message):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_dataset(tmp_path / "t.csv")
-
-
-def test_exported_folders_are_read_by_torchvision(trouble, tmp_path):
-    dataset = read_dataset(trouble)
-    dataset = dataset.without(dataset.check().quarantine).drop_classes(["snails"])
-    split = Split.holdout(dataset, seed=2)
-    export_image_folder(dataset, split, tmp_path / "out")
-    for name in ("train", "validation", "test"):
-        assert ImageFolder(tmp_path / "out" / name).classes == ["birds", "fish"]
-        assert len(ImageFolder(tmp_path / "out" / name)) == len(split.rows(name))
-    with pytest.raises(FileExistsError):
-        export_image_folder(dataset, split, tmp_path / "out")
 
 
 cases = strategies.lists(

@@ -1,10 +1,10 @@
 "Exported data sets: as many files as images, names that every system keeps, and nothing lost."
 
 import os
-from dataclasses import replace
 import re
 import tempfile
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,8 @@ from torchvision.datasets import ImageFolder
 
 from course_ml.data import Dataset, Split
 from course_ml.decoding import UnreadableImage
-from course_ml.image_sources import FolderImages
 from course_ml.exports import export_csv, export_image_folder, export_npz, safe_names
+from course_ml.image_sources import FolderImages
 from course_ml.readers import read_dataset
 
 letters = strategies.characters(exclude_characters="\0\r\n", exclude_categories=["Cs"])

@@ -264,13 +264,13 @@ def _describe(table, label_pattern):
     reading = Reading().decide(*_say_classes(used, label_pattern), *_say_splits(used), *_say_unlabeled(table))
     if not label_pattern: reading += _say_levels(used)
     for reason, images in table[~table.reason.isin(["", UNLABELED])].groupby("reason", sort=False):
-        reading = reading.remark(f"{number_of(len(images), 'image')} not used, {reason}: {listed(images.path)}.")
+        reading = reading.remark(f"{number_of(len(images), 'image')} not used, {reason}: {listed(images.path)}")
     return reading
 
 def _say_around(folders):
     "Which folders there are around everything."
     depth = _common(folders)
-    return Reading().decide(f"Read from {'/'.join(max(folders, key=len)[:depth])}/.") if depth else Reading()
+    return Reading().decide(f"read from {'/'.join(max(folders, key=len)[:depth])}/") if depth else Reading()
 
 def listed(
     names,  # any number of strings
@@ -289,7 +289,7 @@ def _say_classes(used, label_pattern):
     if not len(used): return
     classes = sorted(set(used.label))
     source = f"by label_pattern {label_pattern!r}" if label_pattern else "by folder"
-    yield f"{number_of(len(classes), 'class')} {source}: {listed(classes, 10)}."
+    yield f"{number_of(len(classes), 'class')} {source}: {listed(classes, 10)}"
 
 def _say_splits(used):
     "Which folders are which splits."
@@ -297,13 +297,13 @@ def _say_splits(used):
     counts = used.groupby(["split", "split_folder"]).size()
     parts = [f"{split} ({folder + '/, ' if folder else ''}{number_of(count, 'image')})"
              for split in ("train", "validation", "test") for folder, count in counts.get(split, {}).items()]
-    yield f"Splits by folder: {', '.join(parts)}."
+    yield f"splits by folder: {', '.join(parts)}"
 
 def _say_unlabeled(table):
     "Which folders have a test set without labels."
     images = table[table.reason == UNLABELED]
     if not len(images): return
-    yield f"{number_of(len(images), 'image')} without labels, the unlabeled test set: {listed(images.folder + '/')}."
+    yield f"{number_of(len(images), 'image')} without labels, the unlabeled test set: {listed(images.folder + '/')}"
 
 # %% ../nbs/library/layout.ipynb #ly000026
 def _say_levels(used):
@@ -311,19 +311,19 @@ def _say_levels(used):
     reading = Reading()
     for name in sorted(set(used.label)):
         if split_named(name):
-            reading = reading.remark(f"The folder {name!r} is read as a class, not as a split.")
+            reading = reading.remark(f"the folder {name!r} is read as a class, not as a split")
     inside = used[used.below != ""][["label", "below", "folder", "split_folder"]].drop_duplicates()
     names = inside.below.str.split("/").str[0].groupby(inside.label).agg(set)
     if not len(names) or max(map(len, names)) < 2 and not used.below.eq("").any(): return reading
     last = inside.folder.str.split("/").str[-1]
     pattern = LAST_FOLDER if (last != inside.split_folder).any() else LAST_FOLDER.replace("$", "/[^/]+$")
     example = names.index[0]
-    reading = reading.decide(f"Folders inside class folders do not count, e.g. in {example}: "
-                             f"{listed(sorted(names[example]))}. For the last folder as class: label_pattern={pattern!r}.")
+    reading = reading.decide(f"folders inside class folders do not count, e.g. in {example}: "
+                             f"{listed(sorted(names[example]))}; for the last folder as class: label_pattern={pattern!r}")
     if len(names) < 2 or len(set(used.label)) > len(names) or len(set(map(frozenset, names))) > 1:
         return reading
-    return reading.remark(f"The folders {listed(names.index)} all have the same folders {listed(sorted(names.iloc[0]))}; "
-                          f"if these are the classes, give label_pattern={pattern!r} or the path of one folder.")
+    return reading.remark(f"the folders {listed(names.index)} all have the same folders {listed(sorted(names.iloc[0]))}; "
+                          f"if these are the classes, give label_pattern={pattern!r} or the path of one folder")
 
 def _name_empty(table, others, empty):
     "A remark that names folders without images where other folders have images."
@@ -332,4 +332,4 @@ def _name_empty(table, others, empty):
     beside = {folder.rpartition("/")[0] for folder in filled}
     without = {clean_path(path).rpartition("/")[0] for path, _ in others} - filled
     without = {folder for folder in without if folder and folder.rpartition("/")[0] in beside} | set(empty)
-    return Reading().remark(f"No image in {listed(f'{name}/' for name in sorted(without))}.") if without else Reading()
+    return Reading().remark(f"no image in {listed(f'{name}/' for name in sorted(without))}") if without else Reading()

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import SPLITS, Dataset, index_classes
+from .arrays import dataset_from_arrays, find_arrays
+from .data import Dataset, index_classes
 from .image_sources import FolderImages
 from .layout import UNLABELED, decide_layout, labels_by_name, listed, number_of
 from .listing import Listing, clean_path, is_archive, list_files
@@ -51,7 +52,7 @@ def _name_of(path):
 
 def _read(name, path, options):
     "What is at a path, as a data set."
-    if path.suffix.lower() == ".npz": return _from_npz(name, path)
+    if path.suffix.lower() in (".npz", ".npy"): return _read_arrays(name, path, options)
     if path.suffix.lower() in TABLE_SUFFIXES:
         _refuse(options, ["label_pattern"], f"{path} is a table; give the folder of its images")
         return _with_set_aside(dataset_from_table, name, list_files(path.parent), path.name, options)
@@ -59,8 +60,14 @@ def _read(name, path, options):
     raise ValueError(f"{path} is none of: a folder, an archive (zip, tar, tar.gz), a table ({', '.join(TABLE_SUFFIXES)}), "
                      "an .npz")
 
+def _read_arrays(name, path, options):
+    "Arrays as a data set."
+    _refuse(options, ["label_pattern"], f"{path} has arrays, not files with names")
+    return dataset_from_arrays(name, path, options)
+
 def _read_files(name, listing, options):
-    "The files of a folder or an archive as a data set: by its table, or by its layout."
+    "The files of a folder or an archive as a data set: by its arrays, its table, or its layout."
+    if arrays := find_arrays(listing): return _read_arrays(name, arrays, options)
     if options.label_pattern:
         _refuse(options, COLUMNS, "no table is read where a label_pattern is given")
         return dataset_from_folders(name, listing, options)
@@ -95,7 +102,7 @@ def _only_archive(listing):
 def _read_inside(name, archive, options):
     "The data set in the only archive of a folder."
     dataset = _read(name, archive, options)
-    found = Reading().decide(f"Everything is in {archive.name}, the only archive there.")
+    found = Reading().decide(f"read from {archive.name}, the only archive there")
     return replace(dataset, reading=found + dataset.reading)
 
 # %% ../nbs/library/readers.ipynb #rs000008
@@ -108,7 +115,7 @@ def dataset_from_folders(
     "Make a data set whose classes are folders, or are in the names of the files. Raises `ValueError` without any."
     layout = decide_layout(listing.paths, options.label_pattern, listing.empty)
     if layout.images.empty:
-        raise ValueError(" ".join([_say_no_class(listing, options), *(tables.decisions if tables else ())]))
+        raise ValueError("; ".join([_say_no_class(listing, options), *(tables.decisions if tables else ())]))
     classes, labels = index_classes(layout.images.label)
     ids = _ids_of(layout.images.path)
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
@@ -131,11 +138,11 @@ def _say_no_class(listing, options):
     images, archives = listing.images(), listing.archives()
     if not images:
         found = f"archives inside ({listed(archives)}); unpack them" if archives else _say_files(listing)
-        return f"{listing.root}: no images in class folders; there are {found}."
+        return f"{listing.root}: no images in class folders; there are {found}"
     if options.label_pattern:
-        return f"{listing.root}: label_pattern {options.label_pattern!r} fits none of {_say_images(images)}."
+        return f"{listing.root}: label_pattern {options.label_pattern!r} fits none of {_say_images(images)}"
     return (f"{listing.root}: no images in class folders; expected CLASS/image.jpg, but there are "
-            f"{_say_images(images)}.{_suggest_pattern(images)}")
+            f"{_say_images(images)}{_suggest_pattern(images)}")
 
 def _say_files(listing):
     "What there is where no image is."
@@ -152,8 +159,8 @@ def _suggest_pattern(images):
     "A pattern that may read the classes from names such as cat.0.jpg; an empty string where it finds no few classes."
     classes = set(labels_by_name(images, NAME_AND_NUMBER)) - {""}
     if not 2 <= len(classes) <= len(images) / 2: return ""
-    return (f" If the names begin with the classes ({listed(sorted(classes))}), give "
-            f"label_pattern={NAME_AND_NUMBER!r}.")
+    return (f"; if the names begin with the classes ({listed(sorted(classes))}), give "
+            f"label_pattern={NAME_AND_NUMBER!r}")
 
 # %% ../nbs/library/readers.ipynb #rs000011
 def _finish(dataset, options):
@@ -177,13 +184,13 @@ def _check_classes(dataset):
     if len(present) > 1: return
     what = f"all images have the class {dataset.classes[present[0]]!r}" if present else "no image has a class"
     raise ValueError(f"{dataset.name}: {what}; a data set needs two classes. "
-                     f"It was read like this: {' '.join(dataset.reading.decisions)}")
+                     f"It was read like this: {'; '.join(dataset.reading.decisions)}")
 
 def _say_alike(classes):
     "A remark for every group of class names that differ only in capitals."
     for _, names in pd.Series(classes).groupby([name.casefold() for name in classes]):
         if len(names) < 2: continue
-        yield f"The classes {listed(map(repr, names))} differ only in capitals; they are kept apart."
+        yield f"The classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
 
 def _say_gaps(dataset):
     "A remark for the classes that are missing in a split."
@@ -193,7 +200,7 @@ def _say_gaps(dataset):
         missing = [repr(dataset.classes[label]) for label in present.index[~present[split]]] if split in present else []
         if not missing: continue
         what = "no model can learn" if split == "train" else "is not measured there"
-        yield f"{split} has no image of {listed(missing)}, which {what}."
+        yield f"{split} has no image of {listed(missing)}, which {what}"
 
 # %% ../nbs/library/readers.ipynb #rs000013
 def names_in_list(
@@ -216,20 +223,9 @@ def _leave_out(dataset, text):
     "The data set without some classes."
     names = names_in_list(unicodedata.normalize("NFC", text), dataset.classes)
     rest = dataset.drop_classes(names)
-    return replace(rest, reading=rest.reading.decide(f"Left out on request: {listed(names, 20)}."))
+    return replace(rest, reading=rest.reading.decide(f"left out on request: {listed(names, 20)}"))
 
 # %% ../nbs/library/readers.ipynb #rs000018
-def _from_npz(name, path):
-    "A data set from arrays `images` and `labels`."
-    with np.load(path, allow_pickle=False) as arrays:
-        if missing := sorted({"images", "labels"} - set(arrays)):
-            raise ValueError(f"{path}: no array {missing[0]!r}; it has {', '.join(arrays)}")
-        options = {key: list(arrays[key]) for key in ("classes", "ids", "groups") if key in arrays}
-        if "split" in arrays:
-            options["metadata"] = pd.DataFrame({"split": arrays["split"].astype(str)}).replace({"split": SPLITS})
-        return Dataset.from_arrays(name, arrays["images"], arrays["labels"], **options)
-
-# %% ../nbs/library/readers.ipynb #rs000021
 def read_unlabelled(
     path: str | Path,  # a table with a column of images; or a folder or an archive of images, or with a test set
     classes: list[str],  # what the images may show
@@ -256,7 +252,7 @@ def _without_labels(listing, options):
     found = "no images" if images.empty else f"labels ({listed(sorted(set(layout.images.label)))}) and no test set without"
     raise ValueError(f"{listing.root}: there are {found}; give the folder of the images without labels")
 
-# %% ../nbs/library/readers.ipynb #rs000025
+# %% ../nbs/library/readers.ipynb #rs000022
 def class_numbers(
     path: str | Path,  # a CSV with a row for each training image
     classes: list[str],  # class names

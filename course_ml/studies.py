@@ -38,6 +38,7 @@ from course_ml.crossval import (
 )
 from .data import Check, Dataset, Split
 from .experiment import evaluate_test, predict_images, train_recipe
+from .exports import export_image_folder
 from .features import frozen_features
 from .finetuning import fine_tune
 from .interpretation import plot_slices, slices
@@ -70,7 +71,7 @@ from course_ml.plots import (
 )
 from .predictions import Predictions
 from .published_records import read_record
-from .readers import class_numbers, export_image_folder, read_dataset, read_unlabelled
+from .readers import class_numbers, read_dataset, read_unlabelled
 from .recipes import named_recipe, smoke_run
 from .reporting import Report
 from .runs import Run
@@ -595,7 +596,7 @@ def folder_table(
     "Write a split as folders of images, as torchvision's `ImageFolder` reads it, and count them."
     with TemporaryDirectory() as place:
         root = export_image_folder(dataset, split, Path(place) / dataset.name.replace(" ", "_"))
-        files = [path.relative_to(place).parent.as_posix() for path in root.rglob("*") if path.is_file()]
+        files = [path.relative_to(place).parent.as_posix() for path in root.glob("*/*/*")]
     return pd.Series(files, name="folder").value_counts().sort_index().reset_index(name="images")
 
 def cost_table(

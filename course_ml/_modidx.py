@@ -1952,6 +1952,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'course_ml.tables._split_by_folder': ('library/tables.html#_split_by_folder', 'course_ml/tables.py'),
                                   'course_ml.tables._split_lists': ('library/tables.html#_split_lists', 'course_ml/tables.py'),
                                   'course_ml.tables._split_of_folder': ('library/tables.html#_split_of_folder', 'course_ml/tables.py'),
+                                  'course_ml.tables._split_of_parts': ('library/tables.html#_split_of_parts', 'course_ml/tables.py'),
                                   'course_ml.tables.dataset_from_table': ('library/tables.html#dataset_from_table', 'course_ml/tables.py'),
                                   'course_ml.tables.find_tables': ('library/tables.html#find_tables', 'course_ml/tables.py'),
                                   'course_ml.tables.unlabelled_from_table': ( 'library/tables.html#unlabelled_from_table',

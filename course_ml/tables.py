@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -158,7 +159,11 @@ def _choose_tables(listing, found):
 
 def _split_of_folder(path):
     "The split that a folder of a path means; empty without."
-    return next(filter(None, map(split_named, PurePosixPath(clean_path(path)).parts[:-1])), "")
+    return _split_of_parts(clean_path(path).rpartition("/")[0])
+
+@lru_cache(2**16)
+def _split_of_parts(folder):
+    return next(filter(None, map(split_named, folder.split("/"))), "")
 
 # %% ../nbs/library/tables.ipynb #ta000010
 def dataset_from_table(

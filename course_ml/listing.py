@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .image_sources import FolderImages, ImageSource, TarImages, ZipImages
+from .image_sources import FolderImages, ImageSource, open_archive
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'Listing', 'clean_path', 'why_junk',
@@ -141,13 +141,8 @@ def is_archive(
 
 def _open_archive(path):
     "The source of an archive, its names, and what cannot be used, with the reason."
-    if tarfile.is_tarfile(path):
-        source = TarImages(path)
-        return source, source.names(), source.set_aside
-    source = ZipImages(path)
-    try: return source, source.names(), []
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no zip that can be read: {error}") from None
+    source = open_archive(path)
+    return source, source.names(), source.set_aside
 
 # %% ../nbs/library/listing.ipynb #ls000018
 def list_files(
@@ -159,15 +154,11 @@ def list_files(
     kept, junk, folders = [], [], []
     for name in names:
         clean = clean_path(name).removesuffix("/")
-        reason = why_junk(clean) or ("leads out of the archive" if _leads_out(name) else "")
+        reason = why_junk(clean)
         if name.endswith(("/", "\\")): folders += [clean] if clean and not reason else []
         elif reason: junk.append((name, reason))
         else: kept.append(name)
     return Listing(path, source, sorted(kept), sorted(refused + junk), _without_files(folders, kept))
-
-def _leads_out(name):
-    "Whether a member of an archive would lie outside of it."
-    return name.startswith("/") or ".." in name and ".." in name.replace("\\", "/").split("/")
 
 def _without_files(folders, files):
     "Those of the folders that have no file, directly or further down."

@@ -84,7 +84,8 @@ COLUMNS = ["image_column", "label_column", "group_column", "split_column"]
 
 def _tables_of(listing, options):
     "The tables that name the images, and what is said of others."
-    if options.label_pattern: _refuse(options, COLUMNS, "a label_pattern is given, so no table is read")
+    if options.label_pattern:
+        _refuse(options, COLUMNS, "a label_pattern is given, so no table is read")
     has_tables = any(path.lower().endswith(TABLE_SUFFIXES) for path in listing.paths)
     return find_tables(listing, options) if has_tables and not options.label_pattern else ([], Reading())
 
@@ -156,7 +157,7 @@ def _say_no_class(listing, options):
 
 def _say_files(listing):
     "What there is where no image is."
-    files = [*listing.paths, *(path for path, _ in listing.set_aside)]
+    files = [*listing.paths, *(f"{path} ({reason})" for path, reason in listing.set_aside)]
     return f"{number_of(len(files), 'other file')}: {listed(map(clean_path, files))}" if files else "no files at all"
 
 def _say_images(images):
@@ -200,7 +201,7 @@ def _say_alike(classes):
     "A remark for every group of class names that differ only in capitals."
     for _, names in pd.Series(classes).groupby([name.casefold() for name in classes]):
         if len(names) < 2: continue
-        yield f"The classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
+        yield f"the classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
 
 def _say_gaps(dataset):
     "A remark for the classes that are missing in a split."

@@ -1929,6 +1929,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'course_ml.tables._Places.__init__': ('library/tables.html#_places.__init__', 'course_ml/tables.py'),
                                   'course_ml.tables._Places.finders': ('library/tables.html#_places.finders', 'course_ml/tables.py'),
                                   'course_ml.tables._candidates': ('library/tables.html#_candidates', 'course_ml/tables.py'),
+                                  'course_ml.tables._check_columns': ('library/tables.html#_check_columns', 'course_ml/tables.py'),
                                   'course_ml.tables._choose_tables': ('library/tables.html#_choose_tables', 'course_ml/tables.py'),
                                   'course_ml.tables._columns': ('library/tables.html#_columns', 'course_ml/tables.py'),
                                   'course_ml.tables._explain_none': ('library/tables.html#_explain_none', 'course_ml/tables.py'),

@@ -17,11 +17,12 @@ from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, clean_path
 from .reading import Reading, split_named
 
 # %% auto #0
-__all__ = ['UNLABELED', 'NO_CLASS', 'NO_SPLIT', 'COPY', 'PLAIN_NAMES', 'LAST_FOLDER', 'Place', 'Layout', 'splits_of',
+__all__ = ['UNLABELED', 'NO_IMAGE', 'NO_CLASS', 'NO_SPLIT', 'COPY', 'PLAIN_NAMES', 'LAST_FOLDER', 'Place', 'Layout', 'splits_of',
            'place_folders', 'read_pattern', 'labels_by_name', 'decide_layout', 'listed', 'number_of']
 
 # %% ../nbs/library/layout.ipynb #ly000006
 UNLABELED = "an unlabeled test image"
+NO_IMAGE = "not an image by its name"
 NO_CLASS, NO_SPLIT = "not in a class folder", "not in the folder of a split, as other images are"
 COPY = "in a folder that has the class folders a second time"
 
@@ -275,17 +276,14 @@ def _labeled_by_name(table, label_pattern):
 def _why_no_image(path):
     "Why a file that is no image by its name is not used."
     is_archive = path.lower().endswith(ARCHIVE_SUFFIXES)
-    return "an archive inside; unpack it to use its images" if is_archive else "not an image by its name"
+    return "an archive inside; unpack it to use its images" if is_archive else NO_IMAGE
 
 # %% ../nbs/library/layout.ipynb #ly000025
 def _describe(table, label_pattern):
     "How a layout was read, from the table of its images."
     used = table[table.reason == ""]
     reading = Reading().decide(*_say_classes(used, label_pattern), *_say_splits(used), *_say_unlabeled(table))
-    if not label_pattern: reading += _say_levels(used)
-    for reason, images in table[~table.reason.isin(["", UNLABELED])].groupby("reason", sort=False):
-        reading = reading.remark(f"{number_of(len(images), 'image')} not used, {reason}: {listed(images.path, 3)}")
-    return reading
+    return reading if label_pattern else reading + _say_levels(used)
 
 def _say_around(folders):
     "Which folders there are around everything."

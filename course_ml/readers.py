@@ -16,14 +16,14 @@ import pandas as pd
 from .arrays import dataset_from_arrays, find_arrays
 from .data import Dataset, index_classes
 from .image_sources import FolderImages
-from .layout import UNLABELED, decide_layout, labels_by_name, listed, number_of
-from .listing import Listing, clean_path, is_archive, list_files
+from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of
+from .listing import BY_PROGRAM, HIDDEN, TEXT, Listing, clean_path, is_archive, list_files
 from .reading import Reading, ReadOptions
 from .table_files import TABLE_SUFFIXES
 from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled',
+__all__ = ['COLUMNS', 'NO_DATA', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled',
            'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
@@ -113,7 +113,19 @@ def _read_inside(name, listing, archive, options):
 
 def _also_skipped(dataset, pairs):
     "The data set with more that was left out, and why."
-    return replace(dataset, skipped=pd.concat([dataset.skipped, _table_of_skipped(pairs)], ignore_index=True))
+    skipped = pd.concat([dataset.skipped, _table_of_skipped(pairs)], ignore_index=True)
+    return replace(dataset, skipped=skipped, reading=dataset.reading + _say_left_out(pairs))
+
+NO_DATA = (HIDDEN, BY_PROGRAM, TEXT, NO_IMAGE)  # reasons that nobody needs to look at
+
+def _say_left_out(pairs):
+    "How many files were left out for which reason, and the first of them."
+    reading, by_reason = Reading(), {}
+    for path, reason in pairs: by_reason.setdefault(reason, []).append(path)
+    for reason, paths in by_reason.items():
+        sentence = f"{number_of(len(paths), 'file')} not used, {reason}: {listed(map(clean_path, paths), 3)}"
+        reading = reading.decide(sentence) if reason in NO_DATA else reading.remark(sentence)
+    return reading
 
 def _table_of_skipped(pairs):
     "What was left out, and why."
@@ -135,8 +147,9 @@ def dataset_from_folders(
     ids = _ids_of(layout.images.path)
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
     if layout.images.split.any(): items["split"] = layout.images.split
-    skipped = [*((path, UNLABELED) for path in layout.unlabeled), *layout.unused, *listing.set_aside]
-    return Dataset(name, items, classes, listing.source, _table_of_skipped(skipped), layout.reading)
+    skipped = _table_of_skipped([*((path, UNLABELED) for path in layout.unlabeled), *layout.unused])
+    dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + _say_left_out(layout.unused))
+    return _also_skipped(dataset, listing.set_aside)
 
 def _ids_of(paths):
     "Paths as they are compared, and as they are written where two would be equal."
@@ -149,7 +162,7 @@ def _say_no_class(listing, options):
     images, archives = listing.images(), listing.archives()
     if not images:
         found = f"archives inside ({listed(archives)}); unpack them" if archives else _say_files(listing)
-        return f"{listing.root}: no images in class folders; there are {found}"
+        return f"{listing.root}: no images in class folders; found {found}"
     if options.label_pattern:
         return f"{listing.root}: label_pattern {options.label_pattern!r} fits none of {_say_images(images)}"
     return (f"{listing.root}: no images in class folders; expected CLASS/image.jpg, but there are "

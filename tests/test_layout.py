@@ -354,6 +354,17 @@ def test_an_archive_alone_in_a_folder_is_read(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_empty_class_folders_in_archives_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for path in paths_of({"cat": 2, "dog": 2}):
+            archive.writestr(path, png())
+        archive.mkdir("fox")
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        archive.add(write(tmp_path / "pets", {"cat": 2, "dog": 2, "fox": 0}), ".")
+    for name in ("pets.zip", "pets.tar"):
+        assert read_dataset(tmp_path / name).reading.remarks == ("no image in fox/",)
+
+
 def test_archives_in_archives_are_named(tmp_path):
     inner = pack(tmp_path, "zip", {path: png() for path in paths_of({"cat": 3, "dog": 3})}).read_bytes()
     (tmp_path / "outer").mkdir()

@@ -5,12 +5,14 @@ import os
 import tarfile
 import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from course_ml.layout import LAST_FOLDER, UNLABELED, decide_layout
 from course_ml.listing import list_files
@@ -352,6 +354,17 @@ def test_an_archive_alone_in_a_folder_is_read(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_empty_class_folders_in_archives_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for path in paths_of({"cat": 2, "dog": 2}):
+            archive.writestr(path, png())
+        archive.mkdir("fox")
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        archive.add(write(tmp_path / "pets", {"cat": 2, "dog": 2, "fox": 0}), ".")
+    for name in ("pets.zip", "pets.tar"):
+        assert read_dataset(tmp_path / name).reading.remarks == ("no image in fox/",)
+
+
 def test_archives_in_archives_are_named(tmp_path):
     inner = pack(tmp_path, "zip", {path: png() for path in paths_of({"cat": 3, "dog": 3})}).read_bytes()
     (tmp_path / "outer").mkdir()
@@ -374,6 +387,36 @@ def test_other_files_are_refused_by_name(tmp_path, name):
     (tmp_path / name).write_bytes(png())
     with pytest.raises(ValueError, match=f"{name} is none of"):
         read_dataset(tmp_path / name)
+
+
+# Other programs read sane layouts in the same way
+
+SANE = {"cat": 3, "dog": 2, "owl": 4}
+
+
+@pytest.mark.parametrize("counts", [SANE, {"n02": 2, "n01": 3, "n03": 2}, {"Zebra": 2, "ant": 3}, {"2": 2, "10": 3}])
+def test_torchvision_and_keras_agree(tmp_path, counts):
+    folder = write(tmp_path / "set", counts)
+    dataset = read_dataset(folder)
+    theirs = ImageFolder(folder)
+    from keras.utils import image_dataset_from_directory  # it loads TensorFlow
+
+    keras = image_dataset_from_directory(folder, image_size=(8, 8), verbose=False)
+    assert theirs.classes == keras.class_names and sorted(dataset.classes) == sorted(theirs.classes)
+    assert counts_of(dataset) == dict(Counter(theirs.classes[label] for label in theirs.targets))
+    assert len(dataset) == len(keras.file_paths)
+    numbers = all(name.isdecimal() for name in counts)  # they sort 10 before 2; this course, 2 before 10
+    assert dataset.classes == (sorted(counts, key=int) if numbers else theirs.classes)
+
+
+def test_torchvision_agrees_on_each_split(tmp_path):
+    folder = write(tmp_path / "set", SPLITS)
+    dataset = read_dataset(folder)
+    for split in ("train", "test"):
+        theirs = ImageFolder(folder / split)
+        own = dataset.items[dataset.items.split == split]
+        assert theirs.classes == dataset.classes and theirs.targets == list(own.label)
+        assert [str(Path(path).relative_to(folder)) for path, _ in theirs.samples] == list(own.id)
 
 
 # Images without labels

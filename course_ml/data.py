@@ -28,7 +28,7 @@ __all__ = ['LOOKS', 'SPLITS', 'index_classes', 'Dataset', 'near_pairs', 'Check',
 def _natural_order(name):
     "A sort key that compares the digits in a name as numbers."
     parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 def index_classes(
     names,  # (n,) one class name an image

@@ -1884,8 +1884,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'course_ml/study_models.py'),
                                         'course_ml.study_models.accuracy': ( 'library/study_models.html#accuracy',
                                                                              'course_ml/study_models.py'),
-                                        'course_ml.study_models.contamination_note': ( 'library/study_models.html#contamination_note',
-                                                                                       'course_ml/study_models.py'),
                                         'course_ml.study_models.cost_table': ( 'library/study_models.html#cost_table',
                                                                                'course_ml/study_models.py'),
                                         'course_ml.study_models.frequency_scores': ( 'library/study_models.html#frequency_scores',

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .decoding import ArrayImages, ImageSource, UnreadableImage, decoded_images, to_uint8
+from .decoding import UnreadableImage, to_uint8
+from .image_cache import decoded_images
+from .image_sources import ArrayImages, ImageSource
 from .provenance import atomic_path, content_hash
 from .reading import Reading
 from .runtime import Progress, available_threads

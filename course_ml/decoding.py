@@ -5,33 +5,13 @@
 # %% ../nbs/library/decoding.ipynb #5a6cbecf
 from __future__ import annotations
 
-import hashlib
 import io
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from course_ml.provenance import (
-    IMAGE_PACKAGES,
-    Key,
-    cache_folder,
-    cached_file,
-    file_digest,
-    file_digests,
-    make_key,
-    read_json,
-    write_json,
-)
-from .runtime import Progress, available_threads
-
 # %% auto #0
-__all__ = ['TRANSPARENT_MODES', 'to_rgb', 'UnreadableImage', 'decode', 'resize_image', 'ImageSource', 'FolderImages', 'ZipImages',
-           'ArrayImages', 'to_uint8', 'decoded_key', 'decoded_images']
+__all__ = ['TRANSPARENT_MODES', 'to_rgb', 'UnreadableImage', 'decode', 'resize_image', 'to_uint8']
 
 # %% ../nbs/library/decoding.ipynb #e5bef81e
 def _sixteen_to_eight(values):
@@ -85,92 +65,6 @@ def resize_image(
     if how == "squash": return image.resize((size, size), Image.Resampling.BICUBIC)
     raise ValueError(f"how must be crop or squash, not {how!r}")
 
-# %% ../nbs/library/decoding.ipynb #db206c16
-class ImageSource:
-    "What all sources share; a location says which of its images is meant."
-
-    def content(self, location) -> bytes:
-        "Return the bytes of an image."
-        raise NotImplementedError
-
-    def image(self, location) -> Image.Image:
-        "Return an image, mode RGB. Raises `UnreadableImage`."
-        return decode(self.content(location))
-
-    def compute_digests(self, locations) -> list[str]:
-        "Return the SHA-256 of each image's bytes, in hexadecimal digits."
-        return [hashlib.sha256(self.content(location)).hexdigest() for location in locations]
-
-    @cached_property
-    def _known_digests(self) -> dict: return {}
-
-    def digests(self,
-        locations,  # one location an image
-    ) -> np.ndarray:  # (n,) strings of 32 hexadecimal digits
-        "Return the first 16 bytes of each image's SHA-256; each is computed once."
-        known, locations = self._known_digests, list(locations)
-        missing = [location for location in dict.fromkeys(locations) if location not in known]
-        known.update(zip(missing, self.compute_digests(missing)))
-        return np.array([known[location][:32] for location in locations], dtype="<U32")
-
-# %% ../nbs/library/decoding.ipynb #4db0efce
-@dataclass
-class FolderImages(ImageSource):
-    "Image files below a folder; a location is a path relative to it."
-    root: Path  # the folder
-
-    def content(self, location) -> bytes:
-        "Return the bytes of a file."
-        return (Path(self.root) / location).read_bytes()
-
-    def compute_digests(self, locations) -> list[str]:
-        "Return the SHA-256 of each file, remembered for as long as the file is not changed."
-        return file_digests([Path(self.root) / location for location in locations])
-
-# %% ../nbs/library/decoding.ipynb #c77594ef
-@dataclass
-class ZipImages(ImageSource):
-    "Members of a zip archive; a location is a member's name."
-    root: Path  # the archive
-
-    @cached_property
-    def _archive(self): return zipfile.ZipFile(self.root)
-
-    def __getstate__(self): return {"root": self.root}  # an open file cannot go to another process
-
-    def names(self) -> list[str]:
-        "Return the names of all members."
-        return self._archive.namelist()
-
-    def content(self, location) -> bytes:
-        "Return the bytes of a member."
-        return self._archive.read(location)
-
-    def compute_digests(self, locations) -> list[str]:
-        "Return the SHA-256 of each member, remembered for as long as the archive is not changed."
-        path = cache_folder() / "digests" / f"{file_digest(self.root)}.json"
-        known = read_json(path) if path.exists() else {}
-        missing = [location for location in locations if location not in known]
-        if missing:
-            known.update(zip(missing, super().compute_digests(missing)))
-            write_json(path, known)
-        return [known[location] for location in locations]
-
-# %% ../nbs/library/decoding.ipynb #8f165937
-@dataclass
-class ArrayImages(ImageSource):
-    "Images in one array; a location is an index."
-    array: np.ndarray  # (n, height, width, 3) uint8
-
-    def content(self, location) -> bytes:
-        "Return type, shape and bytes of an image."
-        image = np.ascontiguousarray(self.array[int(location)])
-        return f"{image.dtype}{image.shape}".encode() + image.tobytes()
-
-    def image(self, location) -> Image.Image:
-        "Return an image, mode RGB."
-        return Image.fromarray(self.array[int(location)])
-
 # %% ../nbs/library/decoding.ipynb #d3a0e7d4
 def _on_white(images):
     "RGBA images (n, height, width, 4) as RGB images, transparent pixels on white."
@@ -192,54 +86,3 @@ def to_uint8(
     if images.ndim == 4 and images.shape[-1] == 4: return _on_white(images)
     raise ValueError(f"images have the shape {images.shape}; "
                      "give (n, height, width) or (n, height, width, 1, 3 or 4)")
-
-# %% ../nbs/library/decoding.ipynb #4af2cd00
-def _decode_rows(array, source, locations, names, resize, rows):
-    "Decode some images into `array`; the images that cannot be read, and why."
-    failures = []
-    for row in rows:
-        try:
-            array[row] = resize_image(source.image(locations[row]), array.shape[1], resize)
-        except (UnreadableImage, OSError, KeyError) as error:
-            failures.append(f"{names[row]} ({error})")
-    return failures
-
-def _decode_to(path, source, locations, names, size, resize):
-    "Write all images to an npy file. Raises `UnreadableImage` naming those that cannot be read."
-    shape = (len(locations), size, size, 3)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=shape)
-    rows = np.arange(len(locations))
-    blocks = np.array_split(rows, rows[32::32])  # handing over one small image costs more than decoding it
-    decode_block = lambda block: _decode_rows(array, source, locations, names, resize, block)
-    failures = []
-    with ThreadPoolExecutor(available_threads()) as pool, Progress(len(rows), "images") as progress:
-        for block, failed in zip(blocks, pool.map(decode_block, blocks)):
-            failures += failed
-            progress.advance(len(block))
-    if failures:
-        raise UnreadableImage(f"{len(failures)} images cannot be read: {'; '.join(failures[:5])}. "
-                              "Leave them out: dataset.without(dataset.check().quarantine)")
-    array.flush()
-
-# %% ../nbs/library/decoding.ipynb #7342237e
-def decoded_key(
-    digests: np.ndarray,  # (n,) the images' digests, in order
-    size: int,  # width and height (pixels)
-    resize: str,  # "crop" or "squash"
-) -> Key:
-    "Return the key of decoded images: another one wherever the pixels could differ."
-    return make_key(["decoding"], IMAGE_PACKAGES, digests=digests, size=size, resize=resize)
-
-# %% ../nbs/library/decoding.ipynb #a0dbe2d3
-def decoded_images(
-    source: ImageSource,  # where the images are
-    locations,  # (n,) the locations in the source
-    names,  # (n,) what an error calls the images
-    size: int,  # width and height of the result (pixels)
-    resize: str = "crop",  # "crop" or "squash", see `resize_image`
-) -> np.ndarray:  # (n, size, size, 3) uint8, mapped from disk
-    "Return all images at one size, decoded once and kept on disk. Raises `UnreadableImage` naming those that fail."
-    key = decoded_key(source.digests(locations), size, resize)
-    write = lambda path: _decode_to(path, source, locations, names, size, resize)
-    path = cached_file("images", key, ".npy", write)
-    return np.load(path, mmap_mode="r")

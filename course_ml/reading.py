@@ -5,10 +5,11 @@
 # %% ../nbs/library/reading.ipynb #rd000003
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 # %% auto #0
-__all__ = ['ReadOptions', 'Reading']
+__all__ = ['SPLIT_NAMES', 'ReadOptions', 'Reading', 'split_named']
 
 # %% ../nbs/library/reading.ipynb #rd000006
 @dataclass(frozen=True)
@@ -44,3 +45,17 @@ class Reading:
     def __add__(self, other: Reading) -> Reading:
         "Join what two readers say."
         return self.decide(*other.decisions).remark(*other.remarks).offer(*other.offered_groups)
+
+# %% ../nbs/library/reading.ipynb #rd000011
+SPLIT_NAMES = {"train": "train", "training": "train",
+               "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+               "development": "validation", "test": "test", "testing": "test", "eval": "test",
+               "evaluation": "test"}  # what publishers write: what we write
+
+def split_named(
+    name: str,  # e.g. of a folder, or a value in a column
+) -> str:  # "train", "validation" or "test"; "" for a name that is none of them
+    "Return which split a name means; case, separators, numbers and last words such as `set` do not count."
+    letters = re.sub(r"[\W_\d]+", "", name.casefold())
+    word = re.sub(r"(?<=.)(dataset|data|set|split|images?|imgs?|photos|folder)+$", "", letters)
+    return SPLIT_NAMES.get(word, "")

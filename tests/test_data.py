@@ -17,9 +17,10 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 
 import course_ml
-from course_ml import decoding
+from course_ml import image_cache, image_sources
 from course_ml.data import Dataset, Split, assign_groups, near_pairs
-from course_ml.decoding import ArrayImages, UnreadableImage
+from course_ml.decoding import UnreadableImage
+from course_ml.image_sources import ArrayImages
 from course_ml.readers import read_dataset
 
 
@@ -219,8 +220,8 @@ def test_a_damaged_cache_of_another_data_set_is_never_used(tmp_path):
 
 def test_digests_are_computed_once_and_carried(trouble, monkeypatch):
     digested = []
-    compute = decoding.file_digests
-    monkeypatch.setattr(decoding, "file_digests", lambda paths: digested.extend(paths) or compute(paths))
+    compute = image_sources.file_digests
+    monkeypatch.setattr(image_sources, "file_digests", lambda paths: digested.extend(paths) or compute(paths))
     dataset = read_dataset(trouble)
     check = dataset.check()
     assert len(dataset.fingerprint) == 16 and len(digested) == len(dataset)
@@ -298,7 +299,8 @@ def test_a_column_has_a_hash_of_its_own():
 KEY = """
 import sys
 import numpy as np
-from course_ml.decoding import ArrayImages, decoded_key
+from course_ml.image_cache import decoded_key
+from course_ml.image_sources import ArrayImages
 print(decoded_key(ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1]), {size}, "{resize}").name)
 """
 
@@ -342,28 +344,28 @@ def test_what_decides_the_pixels_is_in_the_key_of_decoded_images(key_of):
 
 def test_versions_of_the_decoders_are_in_the_key(monkeypatch):
     digests = ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1])
-    keys = [decoding.decoded_key(digests, 16, "crop")]
+    keys = [image_cache.decoded_key(digests, 16, "crop")]
     version = importlib.metadata.version
     for package in ("pillow", "numpy"):
         with monkeypatch.context() as patch:
             other = {package: "0"}
             patch.setattr(importlib.metadata, "version", lambda name, other=other: other.get(name) or version(name))
-            keys.append(decoding.decoded_key(digests, 16, "crop"))
+            keys.append(image_cache.decoded_key(digests, 16, "crop"))
     assert len({key.name for key in keys}) == 3
     assert keys[0].differences(keys[1])[0].startswith("package pillow")
 
 
 DECODE = """
 import sys, time
-from course_ml import decoding
+from course_ml import image_cache
 from course_ml.readers import read_dataset
 
-decode = decoding._decode_to
+decode = image_cache._decode_to
 def slow(*arguments):
     print("decoding", flush=True)
     time.sleep(1)
     decode(*arguments)
-decoding._decode_to = slow
+image_cache._decode_to = slow
 sys.stdin.readline()
 print(read_dataset(sys.argv[1]).images(16).shape)
 """

@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from course_ml.data import Dataset, Split
-from course_ml.decoding import FolderImages, UnreadableImage
+from course_ml.decoding import UnreadableImage
 from course_ml.exports import export_csv, export_image_folder, export_npz, safe_names
+from course_ml.image_sources import FolderImages
 from course_ml.readers import read_dataset
 
 letters = strategies.characters(exclude_characters="\0\r\n", exclude_categories=["Cs"])
@@ -100,6 +102,7 @@ def test_files_are_copied_where_other_programs_read_them(mixed, tmp_path):
 
 def test_arrays_are_read_again(mixed, tmp_path):
     split = Split(list(mixed.items.id), ["train"] * 3 + ["test"] * 3, list(mixed.items.group))
+    mixed = replace(mixed, items=mixed.items.assign(label=[0, 1] * 3), classes=["one", "two"])
     again = read_dataset(export_npz(mixed, tmp_path / "mixed.npz", 8, split))
     assert np.array_equal(again.images(8), mixed.images(8))
     assert again.items[["id", "group", "split"]].values.tolist() == [

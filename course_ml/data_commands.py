@@ -14,9 +14,9 @@ from .notebooks import ReportError, RunError
 from .reading import as_flags, reading_options
 
 # %% auto #0
-__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'show_reading', 'show_unused', 'check_command', 'audit_command',
-           'train_command', 'train_named', 'training_data', 'advised_batch_size', 'can_reach', 'free_memory',
-           'abilities', 'doctor_command']
+__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'show_reading', 'show_unused', 'try_images', 'check_command',
+           'audit_command', 'train_command', 'train_named', 'training_data', 'advised_batch_size', 'can_reach',
+           'free_memory', 'abilities', 'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly
@@ -60,6 +60,20 @@ def show_unused(
             table.to_csv(temporary, index=False, errors="surrogateescape")
         print(f"... and {len(table) - MOST_LINES} more; all of them are in {path}")
     print()
+
+def try_images(
+    dataset: "Dataset",
+    most: int = 100,  # images to try
+):
+    "Print which of some images cannot be read. Raises `ReportError` if none can."
+    rows = range(0, len(dataset), max(1, len(dataset) // most))
+    bad = dataset.take(rows).check().quarantine
+    if len(bad) == len(rows):
+        raise ReportError(f"{dataset.name}: none of {len(bad)} images that were tried can be read, e.g. "
+                          f"{bad.id[0]}: {bad.reason[0]}")
+    if len(bad):
+        print(f"{len(bad)} of {len(rows)} images that were tried cannot be read; a report leaves them out, "
+              f"and course-ml check lists all:\n{bad.head(MOST_LINES).to_string(index=False)}\n")
 
 def check_command(options):
     "Say what is in a set of images, and which of them cannot be used."

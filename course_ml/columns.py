@@ -13,6 +13,7 @@ import pandas as pd
 
 from .data import linked_groups
 from .image_names import ImageFinder
+from .layout import listed, number_of
 from .listing import IMAGE_SUFFIXES
 from .reading import Reading, ReadOptions, split_named
 from .table_files import Table
@@ -106,10 +107,10 @@ def choose_split(
         unknown = values[(splits == "") & (values != "")]
         if not len(unknown) and (splits != "").any():
             counts = ", ".join(f"{count} {split}" for split, count in splits[splits != ""].value_counts().items())
-            return column, splits, reading.decide(f"The split is the column {column}: {counts}.")
+            return column, splits, reading.decide(f"split: column {column} ({counts})")
         if wanted or (splits != "").any(): raise ValueError(_unknown_split(table, column, unknown))
         if len(unknown):
-            reading = reading.remark(f"The column {column} is not used as a split: {_examples(unknown)} are no splits.")
+            reading = reading.remark(f"the column {column} is not used as a split: {_examples(unknown)} are no splits")
     return "", None, reading
 
 def _train_marks(table):
@@ -121,7 +122,7 @@ def _split_of_mark(value):
     return "train" if value.casefold() in YES else "test"
 
 def _examples(values):
-    return ", ".join(repr(value) for value in values.unique()[:5])
+    return listed(map(repr, values))
 
 def _unknown_split(table, column, unknown):
     "The message for values that are no splits."
@@ -158,8 +159,8 @@ def offer_groups(
         if _means_the_same(values, names[values.index]): continue
         value, count = next(iter(values.value_counts().items()))
         reading = reading.offer(column).remark(
-            f"LOOK AT {column}: {values.nunique()} values in {len(values)} rows ({value} in {count}). If images with one value "
-            f"show the same thing, they must be in one split: give group_column={column}.")
+            f"LOOK AT {column}: {number_of(values.nunique(), 'value')} in {number_of(len(values), 'row')} ({value} in {count}). "
+            f"If images with one value show the same thing, they belong in one split: give group_column={column!r}")
     return reading
 
 def _is_identifier(column):
@@ -204,19 +205,19 @@ def _odd_names(names):
     counts = names.value_counts()
     for name, count in counts.items():
         if name.casefold() in NA_WORDS:
-            yield (f"{name} (rows: {count:,}) is taken as a class; if it means no label, "
-                   "leave it out (leave_out) or empty the cells.")
+            yield (f"{name} is taken as a class ({number_of(count, 'row')}); if it means no label, "
+                   "give it in leave_out, or empty the cells")
     written = pd.Series(counts.index[counts.index != ""])
     for _, same in written.groupby(pd.to_numeric(written, errors="coerce")):
         if len(same) > 1:
-            yield f"{' and '.join(sorted(same))} are different classes, though equal as numbers."
+            yield f"{' and '.join(sorted(same))} are different classes, though equal as numbers"
 
 def _column_labels(table, column, also):
     "The labels in a column; `also` are columns that could be meant instead."
     names = table.cells[column].str.normalize("NFC").str.strip()
-    reading = Reading().decide(f"The labels are the column {column}.").remark(*_odd_names(names))
+    reading = Reading().decide(f"labels: column {column}").remark(*_odd_names(names))
     if also:
-        reading = reading.remark(f"The labels could also be the column {' or '.join(also)}: choose with label_column.")
+        reading = reading.remark(f"the labels could also be the column {' or '.join(also)}: choose with label_column")
     return Labels(names, names.map(lambda name: "" if name else "no label"), (column,), reading)
 
 # %% ../nbs/library/columns.ipynb #co000022
@@ -261,8 +262,8 @@ def _one_hot_labels(table, columns):
     names = np.where(number == 1, np.array(columns, dtype=object)[marks.argmax(1)], "")
     reasons = [_one_hot_reason(columns, row) if count != 1 else "" for row, count in zip(marks, number)]
     unused = [column for column, count in zip(columns, marks[number == 1].sum(0)) if not count]
-    reading = Reading().decide(f"Each of the columns {', '.join(columns)} is a class (one-hot).")
-    if unused: reading = reading.remark(f"No image has the class {', '.join(unused)}.")
+    reading = Reading().decide(f"labels: a column for each class (one-hot): {', '.join(columns)}")
+    if unused: reading = reading.remark(f"no image has the class {listed(unused)}")
     series = lambda values: pd.Series(values, index=table.cells.index, dtype=str)
     return Labels(series(names), series(reasons), tuple(columns), reading)
 
@@ -285,7 +286,8 @@ def choose_labels(
     if usual: return _check_several(table, taken[0], _column_labels(table, usual[0], usual[1:]))
     if len(one_hot := [column for column in others if _is_binary(table.cells[column])]) > 1:
         return _one_hot_labels(table, one_hot)
-    if len(others) == 1: return _check_several(table, taken[0], _column_labels(table, others[0], []))
+    if len(others) == 1:
+        return _check_several(table, taken[0], _column_labels(table, others[0], []))
     raise ValueError(f"{table.path}: no column is surely the label. {_suggest_labels(table, others)}")
 
 def _counts_rows(table, column):
@@ -301,7 +303,7 @@ def _wanted_labels(table, wanted):
         labels = _column_labels(table, column, [])
         if (row := _row_of_several(labels.names, column)) is not None:
             labels.reading = labels.reading.remark(
-                f"{labels.names[row]!r} looks like several labels; such a cell of {column} is taken as one class.")
+                f"{labels.names[row]!r} looks like several labels; such a cell of {column} is taken as one class")
         return labels
     return _one_hot_labels(table, [named_column(table, name, "label_column") for name in several])
 
@@ -310,7 +312,7 @@ def _suggest_labels(table, columns):
     plausible = [(column, table.cells[column].unique()) for column in sorted(columns, key=_is_identifier)]
     most = max(2, len(table.cells) / 2)
     plausible = [(column, sorted(values)) for column, values in plausible if 2 <= len(values) <= most]
-    listed = "; ".join(f"{column} ({len(values)} values: {', '.join(values[:3] + ['...'] * (len(values) > 3))})"
-                       for column, values in plausible[:10])
-    if listed: return f"Choose with label_column: {listed}"
+    choices = "; ".join(f"{column} ({number_of(len(values), 'value')}: {listed(values, 3)})"
+                        for column, values in plausible[:10])
+    if choices: return f"Choose with label_column: {choices}"
     return f"Its columns are {', '.join(table.cells)}; choose with label_column"

@@ -239,7 +239,7 @@ def decide_layout(
     unused = table[~used & (table.reason != UNLABELED)]
     return Layout(table.loc[used, ["path", "label", "split"]].reset_index(drop=True),
                   list(table.path[table.reason == UNLABELED]), [*zip(unused.path, unused.reason), *others],
-                  _describe(table, label_pattern) + _name_empty(table, others, empty))
+                  _say_around(folders) + _describe(table, label_pattern) + _name_empty(table, others, empty))
 
 def _labeled_by_name(table, label_pattern):
     "The table with the classes that a pattern finds; a test set in which it finds none has no labels."
@@ -266,6 +266,11 @@ def _describe(table, label_pattern):
     for reason, images in table[~table.reason.isin(["", UNLABELED])].groupby("reason", sort=False):
         reading = reading.remark(f"{number_of(len(images), 'image')} not used, {reason}: {listed(images.path)}")
     return reading
+
+def _say_around(folders):
+    "Which folders there are around everything."
+    depth = _common(folders)
+    return Reading().decide(f"read from {'/'.join(max(folders, key=len)[:depth])}/") if depth else Reading()
 
 def listed(
     names,  # any number of strings

@@ -8,21 +8,23 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .data import SPLITS, Dataset, index_classes, linked_groups
-from .image_sources import FolderImages, ZipImages
+from .arrays import dataset_from_arrays, find_arrays
+from .data import Dataset, index_classes
+from .image_sources import FolderImages
 from .layout import UNLABELED, decide_layout, labels_by_name, listed, number_of
-from .listing import IMAGE_SUFFIXES, Listing, clean_path, is_archive, list_files
+from .listing import Listing, clean_path, is_archive, list_files
 from .reading import Reading, ReadOptions
+from .table_files import TABLE_SUFFIXES
+from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
-__all__ = ['NAME_AND_NUMBER', 'IMAGE_COLUMNS', 'LABEL_COLUMNS', 'read_dataset', 'dataset_from_folders', 'names_in_list',
-           'read_unlabelled', 'class_numbers']
+__all__ = ['COLUMNS', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled',
+           'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
 def read_dataset(
@@ -50,16 +52,44 @@ def _name_of(path):
 
 def _read(name, path, options):
     "What is at a path, as a data set."
-    suffix = path.suffix.lower()
-    if suffix == ".npz": return _from_npz(name, path)
-    if suffix == ".csv": return _from_csv(name, path, options)
-    if not path.is_dir() and not is_archive(path):
-        raise ValueError(f"{path} is none of: a folder, an archive (zip, tar, tar.gz), a table (.csv), an .npz")
-    listing = list_files(path)
-    table = _find_csv(path) if path.is_dir() and not options.label_pattern else None
-    if table: return _from_csv(name, table, options)
-    archive = _only_archive(listing)
-    return _read_inside(name, archive, options) if archive else dataset_from_folders(name, listing, options)
+    if path.suffix.lower() in (".npz", ".npy"): return _read_arrays(name, path, options)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        _refuse(options, ["label_pattern"], f"{path} is a table; give the folder of its images")
+        return _with_set_aside(dataset_from_table, name, list_files(path.parent), path.name, options)
+    if path.is_dir() or is_archive(path): return _read_files(name, list_files(path), options)
+    raise ValueError(f"{path} is none of: a folder, an archive (zip, tar, tar.gz), a table ({', '.join(TABLE_SUFFIXES)}), "
+                     "an .npz")
+
+def _read_arrays(name, path, options):
+    "Arrays as a data set."
+    _refuse(options, ["label_pattern"], f"{path} has arrays, not files with names")
+    return dataset_from_arrays(name, path, options)
+
+def _read_files(name, listing, options):
+    "The files of a folder or an archive as a data set: by its arrays, its table, or its layout."
+    if arrays := find_arrays(listing): return _read_arrays(name, arrays, options)
+    if options.label_pattern:
+        _refuse(options, COLUMNS, "no table is read where a label_pattern is given")
+        return dataset_from_folders(name, listing, options)
+    tables, reading = find_tables(listing, options)
+    if tables: dataset = _with_set_aside(dataset_from_table, name, listing, tables, options)
+    elif archive := _only_archive(listing): return _read_inside(name, archive, options)
+    else: dataset = dataset_from_folders(name, listing, options, reading)
+    return replace(dataset, reading=dataset.reading + reading)
+
+COLUMNS = ["image_column", "label_column", "group_column", "split_column"]
+
+def _refuse(options, names, reason):
+    "Raise `ValueError` for an option that has a value, but no meaning."
+    for name in names:
+        value = getattr(options, name)
+        if value: raise ValueError(f"{name}={value!r} cannot be used: {reason}")
+
+def _with_set_aside(read, name, listing, tables, options):
+    "The data set of a table, with what was set aside before the table was read."
+    dataset = read(name, listing, tables, options)
+    skipped = [dataset.skipped, _table_of_skipped(listing.set_aside)]
+    return replace(dataset, skipped=pd.concat(skipped, ignore_index=True))
 
 def _only_archive(listing):
     "The archive in a folder without images; None where there is none. Raises `ValueError` for several."
@@ -75,50 +105,44 @@ def _read_inside(name, archive, options):
     found = Reading().decide(f"read from {archive.name}, the only archive there")
     return replace(dataset, reading=found + dataset.reading)
 
-def _find_csv(folder):
-    "The CSV of a folder: train.csv, labels.csv or the only one; None without any."
-    tables = sorted(folder.glob("*.csv"))
-    usual = [table for table in tables if table.stem in ("train", "labels", "train_labels")]
-    if len(usual or tables) > 1:
-        raise ValueError(f"{folder} has {len(tables)} CSV files ({', '.join(t.name for t in tables)}); "
-                         "give the path of the one that has the labels")
-    return (usual or tables or [None])[0]
-
 # %% ../nbs/library/readers.ipynb #rs000008
 def dataset_from_folders(
     name: str,  # for titles
     listing: Listing,
     options: ReadOptions,
+    tables: Reading = None,  # why no table is used
 ) -> Dataset:
     "Make a data set whose classes are folders, or are in the names of the files. Raises `ValueError` without any."
-    given = {option: value for option, value in vars(options).items() if value}
-    if columns := [f"{option}={value!r}" for option, value in given.items() if option.endswith("_column")]:
-        raise ValueError(f"{listing.root}: {', '.join(columns)} cannot be used, as no table names its images")
     layout = decide_layout(listing.paths, options.label_pattern, listing.empty)
-    if layout.images.empty: raise ValueError(_say_no_class(listing, layout, options))
+    if layout.images.empty:
+        raise ValueError("; ".join([_say_no_class(listing, options), *(tables.decisions if tables else ())]))
     classes, labels = index_classes(layout.images.label)
-    ids = layout.images.path.map(clean_path)
-    ids = ids.where(~ids.duplicated(keep=False), layout.images.path)
+    ids = _ids_of(layout.images.path)
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
     if layout.images.split.any(): items["split"] = layout.images.split
     skipped = [*((path, UNLABELED) for path in layout.unlabeled), *layout.unused, *listing.set_aside]
     return Dataset(name, items, classes, listing.source, _table_of_skipped(skipped), layout.reading)
+
+def _ids_of(paths):
+    "Paths as they are compared, and as they are written where two would be equal."
+    ids = paths.map(clean_path)
+    return ids.where(~ids.duplicated(keep=False), paths)
 
 def _table_of_skipped(pairs):
     "What was left out, and why."
     return pd.DataFrame([(clean_path(path), reason) for path, reason in pairs], columns=["id", "reason"], dtype=str)
 
 # %% ../nbs/library/readers.ipynb #rs000009
-def _say_no_class(listing, layout, options):
+def _say_no_class(listing, options):
     "Why no image of a folder or an archive has a class, and what may be done."
     images, archives = listing.images(), listing.archives()
     if not images:
         found = f"archives inside ({listed(archives)}); unpack them" if archives else _say_files(listing)
         return f"{listing.root}: no images in class folders; there are {found}"
     if options.label_pattern:
-        return f"{listing.root}: label_pattern {options.label_pattern!r} fits none of " + _say_images(images)
-    return (f"{listing.root}: no images in class folders; expected {listing.root.name}/CLASS/image.jpg, but there are "
-            + _say_images(images) + _suggest_pattern(images))
+        return f"{listing.root}: label_pattern {options.label_pattern!r} fits none of {_say_images(images)}"
+    return (f"{listing.root}: no images in class folders; expected CLASS/image.jpg, but there are "
+            f"{_say_images(images)}{_suggest_pattern(images)}")
 
 def _say_files(listing):
     "What there is where no image is."
@@ -129,13 +153,13 @@ def _say_images(images):
     "How many images there are, and the first."
     return f"{number_of(len(images), 'image')}, e.g. {listed(map(clean_path, images), 2)}"
 
-NAME_AND_NUMBER = r"^(.+?)[ ._-]*\d+\.\w+$"
+NAME_AND_NUMBER = r"^(\D+?)[ ._-]*\d+\.\w+$"
 
 def _suggest_pattern(images):
     "A pattern that may read the classes from names such as cat.0.jpg; an empty string where it finds no few classes."
     classes = set(labels_by_name(images, NAME_AND_NUMBER)) - {""}
     if not 2 <= len(classes) <= len(images) / 2: return ""
-    return (f". If the names begin with the classes ({listed(sorted(classes))}), give "
+    return (f"; if the names begin with the classes ({listed(sorted(classes))}), give "
             f"label_pattern={NAME_AND_NUMBER!r}")
 
 # %% ../nbs/library/readers.ipynb #rs000011
@@ -160,13 +184,13 @@ def _check_classes(dataset):
     if len(present) > 1: return
     what = f"all images have the class {dataset.classes[present[0]]!r}" if present else "no image has a class"
     raise ValueError(f"{dataset.name}: {what}; a data set needs two classes. "
-                     f"It was read like this: {'; '.join(dataset.reading.decisions) or 'one label an image'}")
+                     f"It was read like this: {'; '.join(dataset.reading.decisions)}")
 
 def _say_alike(classes):
     "A remark for every group of class names that differ only in capitals."
     for _, names in pd.Series(classes).groupby([name.casefold() for name in classes]):
         if len(names) < 2: continue
-        yield f"the classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
+        yield f"The classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
 
 def _say_gaps(dataset):
     "A remark for the classes that are missing in a split."
@@ -175,7 +199,8 @@ def _say_gaps(dataset):
     for split in ("train", "validation", "test"):
         missing = [repr(dataset.classes[label]) for label in present.index[~present[split]]] if split in present else []
         if not missing: continue
-        yield f"no {split} image of {listed(missing)}" + ("; a model cannot learn this" if split == "train" else "")
+        what = "no model can learn" if split == "train" else "is not measured there"
+        yield f"{split} has no image of {listed(missing)}, which {what}"
 
 # %% ../nbs/library/readers.ipynb #rs000013
 def names_in_list(
@@ -201,122 +226,33 @@ def _leave_out(dataset, text):
     return replace(rest, reading=rest.reading.decide(f"left out on request: {listed(names, 20)}"))
 
 # %% ../nbs/library/readers.ipynb #rs000018
-IMAGE_COLUMNS = ("file", "filename", "file_name", "image", "image_id", "path", "id")
-LABEL_COLUMNS = ("class", "species", "label", "category", "target", "y")
-
-def _pick_column(table, wanted, usual, what, path):
-    "The column asked for, or the first with a usual name."
-    columns = [column for column in ([wanted] if wanted else usual) if column in table.columns]
-    if columns: return columns[0]
-    sought = f"named {wanted!r}" if wanted else f"(looked for {', '.join(usual)})"
-    raise ValueError(f"{path}: no column for the {what} {sought}; its columns are {', '.join(table.columns)}. "
-                     f"Give {what}_column, or rename one")
-
-def _label_names(table, image):
-    "The names that the label's column may have; a single other column is the label's."
-    other = [column for column in table.columns if column != image]
-    return other if len(other) == 1 else LABEL_COLUMNS
-
-def _where_to_put(path):
-    "Where the images of a CSV may be."
-    return f"put them into the folder of the CSV, into {path.stem}/ or {path.stem}.zip"
-
-# %% ../nbs/library/readers.ipynb #rs000019
-def _from_csv(name, path, options):
-    "A data set from a table of files and labels."
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    image = _pick_column(table, options.image_column, IMAGE_COLUMNS, "image", path)
-    label = _pick_column(table, options.label_column, _label_names(table, image), "label", path)
-    group_columns = [column.strip() for column in options.group_column.split(",")] if options.group_column else None
-    source, where = _find_images(path, table[image])
-    reason = _reasons(table[label], where)
-    kept = table[reason == ""]
-    if not len(kept):
-        example = repr(table[image].iloc[0]) if len(table) else "(no rows)"
-        raise ValueError(f"{path}: none of the files in column {image!r} was found, "
-                         f"e.g. {example}; {_where_to_put(path)}")
-    classes, labels = index_classes(kept[label].str.strip())
-    metadata = kept.drop(columns=[column for column in ("id", "location", "label", "group") if column in kept])
-    locations = np.array(where, dtype=object)[reason == ""]
-    items = pd.DataFrame({"id": kept[image], "location": locations, "label": labels}).join(metadata)
-    items["group"] = _group_rows(kept, group_columns, path)
-    skipped = [(i, why) for i, why in zip(table[image], reason) if why]
-    return Dataset(name, items, classes, source, _table_of_skipped(skipped))
-
-def _reasons(labels, where):
-    "Why a row cannot be used; empty for one that can."
-    missing = pd.Series(where).isna()
-    return np.where(labels.str.strip() == "", "no label", np.where(missing, "file not found", ""))
-
-def _group_rows(table, columns, path):
-    "One group a row: rows that share a value in any of the columns (empty cells share nothing) are together."
-    if columns is None:
-        columns = [column for column in table.columns if column == "group" or column.endswith("_group")]
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{path}: no column {missing[0]!r}; its columns are {', '.join(table.columns)}")
-    first, second = [], []
-    for column in columns:
-        filled = np.flatnonzero(table[column].str.strip() != "")
-        for _, rows in pd.Series(filled).groupby(table[column].to_numpy()[filled]):
-            first += [rows.iloc[0]] * len(rows)
-            second += list(rows)
-    return [f"group {number}" for number in linked_groups(len(table), first, second)]
-
-# %% ../nbs/library/readers.ipynb #rs000021
-def _find_images(path, names):
-    "The source of a CSV's images, and each one's location in it (None where it is missing)."
-    folder, names = path.parent, [str(name) for name in names]
-    for root in (folder, folder / path.stem, folder / "images"):
-        where = [_existing(partial(_is_file_in, root), [name]) for name in names]
-        if any(where): return FolderImages(root), where
-    for archive in _find_zips(path):
-        members, prefixes = set(ZipImages(archive).names()), ("", f"{archive.stem}/", "images/")
-        where = [_existing(members.__contains__, [prefix + name for prefix in prefixes]) for name in names]
-        if any(where): return ZipImages(archive), where
-    return FolderImages(folder), [None] * len(names)
-
-def _is_file_in(root, place):
-    return (root / place).is_file()
-
-def _find_zips(path):
-    "The archives of a CSV: those with a usual name, or else all in its folder."
-    stems = (path.stem, path.stem.removesuffix("_labels"), "images")
-    usual = [path.parent / f"{stem}.zip" for stem in stems]
-    return [archive for archive in usual if archive.exists()] or sorted(path.parent.glob("*.zip"))
-
-def _existing(exists, names):
-    "The first of the names that exists, as it is or with an image suffix; None for none."
-    candidates = (name + suffix for name in names for suffix in ("", *IMAGE_SUFFIXES))
-    return next(filter(exists, candidates), None)
-
-# %% ../nbs/library/readers.ipynb #rs000026
-def _from_npz(name, path):
-    "A data set from arrays `images` and `labels`."
-    with np.load(path, allow_pickle=False) as arrays:
-        if missing := sorted({"images", "labels"} - set(arrays)):
-            raise ValueError(f"{path}: no array {missing[0]!r}; it has {', '.join(arrays)}")
-        options = {key: list(arrays[key]) for key in ("classes", "ids", "groups") if key in arrays}
-        if "split" in arrays:
-            options["metadata"] = pd.DataFrame({"split": arrays["split"].astype(str)}).replace({"split": SPLITS})
-        return Dataset.from_arrays(name, arrays["images"], arrays["labels"], **options)
-
-# %% ../nbs/library/readers.ipynb #rs000029
 def read_unlabelled(
-    path: str | Path,  # a CSV with a column of images; they are in its folder, or in a folder or zip of its name
+    path: str | Path,  # a table with a column of images; or a folder or an archive of images, or with a test set
     classes: list[str],  # what the images may show
-    name: str = "",  # for titles; default: the CSV's own name
-) -> Dataset:  # in the order of the CSV; every label is 0, and means nothing
+    name: str = "",  # for titles; default: the path's own name
+    image_column: str = "",  # of a table: the images; default: one with a usual name
+    label_pattern: str = "",  # as for the labeled images, where both are in one folder
+) -> Dataset:  # in the order of the table, or by name; every label is 0, and means nothing
     "Read images without labels. Raises `ValueError` for an image that is not there: none may be left out."
-    path = Path(path)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    ids = table[_pick_column(table, "", IMAGE_COLUMNS, "image", path)]
-    source, where = _find_images(path, ids)
-    if missing := [i for i, place in zip(ids, where) if place is None]:
-        raise ValueError(f"{path}: {len(missing)} images were not found, e.g. {missing[0]!r}; {_where_to_put(path)}")
-    items = pd.DataFrame({"id": ids, "location": where, "label": 0, "group": ids})
-    return Dataset(name or path.stem, items, classes, source)
+    path, options = Path(path), ReadOptions(image_column=image_column, label_pattern=label_pattern)
+    name = name or _name_of(path)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return unlabelled_from_table(name, list_files(path.parent), path.name, classes, options)
+    listing = list_files(path)
+    images = _without_labels(listing, options)
+    ids = _ids_of(images)
+    items = pd.DataFrame({"id": ids, "location": images, "label": 0, "group": ids})
+    return Dataset(name, items, classes, listing.source, _table_of_skipped(listing.set_aside))
 
-# %% ../nbs/library/readers.ipynb #rs000032
+def _without_labels(listing, options):
+    "The images of a test set without labels, or all images where none has a label. Raises `ValueError` for neither."
+    layout = decide_layout(listing.paths, options.label_pattern, listing.empty)
+    images = pd.Series(layout.unlabeled or listing.images(), dtype=object)
+    if len(images) and (layout.unlabeled or layout.images.label.nunique() < 2): return images
+    found = "no images" if images.empty else f"labels ({listed(sorted(set(layout.images.label)))}) and no test set without"
+    raise ValueError(f"{listing.root}: there are {found}; give the folder of the images without labels")
+
+# %% ../nbs/library/readers.ipynb #rs000022
 def class_numbers(
     path: str | Path,  # a CSV with a row for each training image
     classes: list[str],  # class names

@@ -30,13 +30,13 @@ class Table:
     path: str  # of the file, for messages
     cells: pd.DataFrame  # strings, "" for an empty cell; the index numbers the rows as the file does
     header: int = 0  # the row that named the columns; 0: none did
-    notes: tuple[str, ...] = ()  # sentences: how it was read
+    notes: tuple[str, ...] = ()  # how it was read
 
     def without_header(self) -> Table:
         "Return the table of a file without names of columns: its first row is data, its columns are numbered."
         names = [f"column {number}" for number in range(1, self.cells.shape[1] + 1)]
         first = pd.DataFrame([list(self.cells.columns)], columns=names, index=[self.header])
-        note = f"The first row is data, so the columns are called {', '.join(names)}."
+        note = f"no row names the columns; they are called {', '.join(names)}"
         return replace(self, cells=pd.concat([first, self.cells.set_axis(names, axis=1)]), header=0,
                        notes=self.notes + (note,))
 
@@ -125,10 +125,10 @@ def _text_rows(path, text, separator, skipped):
 
 def _notes_of_text(separator, encoding):
     "What a user should know of how a text was read."
-    if separator != ",": yield f"The separator is the {SEPARATORS.get(separator, separator)}."
-    if encoding.startswith("utf-16"): yield "The encoding is UTF-16."
+    if separator != ",": yield f"separator: {SEPARATORS.get(separator, separator)}"
+    if encoding.startswith("utf-16"): yield "encoding: UTF-16"
     if encoding == "cp1252":
-        yield "The encoding is not UTF-8 and was taken for cp1252 (Western European Windows); look at accented letters."
+        yield "encoding: not UTF-8, taken for cp1252 (Western European Windows); look at accented letters"
 
 # %% ../nbs/library/table_files.ipynb #tf000014
 def cell_text(
@@ -152,7 +152,7 @@ def _read_parquet(path, content):
     left_out = [field.name for field in table.schema if "binary" in str(field.type)]
     kept = [name for name in table.column_names if name not in left_out]
     frame = pd.DataFrame({name: [cell_text(value) for value in table[name].to_pylist()] for name in kept}, dtype=str)
-    notes = [f"Columns of bytes are not read: {', '.join(left_out)}."] if left_out else []
+    notes = [f"columns of bytes are not read: {', '.join(left_out)}"] if left_out else []
     return Table(path, frame.set_axis(range(1, len(frame) + 1)), notes=tuple(notes))
 
 # %% ../nbs/library/table_files.ipynb #tf000018
@@ -170,7 +170,7 @@ def _read_excel(path, content):
     except Exception as error:  # openpyxl raises whatever the damage leads to
         raise ValueError(f"{path}: the Excel file cannot be read ({error})") from None
     used = next((title for title, rows in sheets.items() if len(rows) > 1), next(iter(sheets)))
-    notes = [f"The sheet {used!r} is read, of {', '.join(sheets)}."] if len(sheets) > 1 else []
+    notes = [f"sheet {used!r} of {', '.join(sheets)}"] if len(sheets) > 1 else []
     return _tabulate(path, sheets[used], notes)
 
 def _sheet_rows(sheet):
@@ -234,8 +234,8 @@ def _coco_rows(document):
         elif category is not None: labels[image].append(names.get(category, category))
     rows = [{**image, "label": list(dict.fromkeys(labels[image["id"]]))} for image in document["images"]]
     for row in rows: del row["id"]
-    notes = ["It is a COCO file; an image's label is the category of its annotations."]
-    return rows, (*notes, *([f"{lost} annotations are of images that it does not list."] if lost else []))
+    notes = ["a COCO file: the label of an image is the category of its annotations"]
+    return rows, (*notes, *([f"{lost:,} annotations are of images that it does not list"] if lost else []))
 
 # %% ../nbs/library/table_files.ipynb #tf000022
 def read_table(

@@ -22,6 +22,7 @@ from course_ml.columns import (
 )
 from .data import Dataset, index_classes
 from .image_names import ImageFinder, listings_of_archives, split_in_name
+from .layout import listed, number_of
 from .listing import Listing
 from .reading import Reading, ReadOptions, split_named
 from .table_files import TABLE_SUFFIXES, Table, read_table
@@ -85,10 +86,10 @@ def find_tables(
     asked = (options.image_column, options.label_column, options.group_column, options.split_column)
     asked = [name for name in asked if name]
     if asked and not chosen:
-        listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items()) or "there is no table"
-        raise ValueError(f"{listing.root}: no table has images and the column {' and '.join(asked)} ({listed})")
+        found = "; ".join(f"{path}: {reason}" for path, reason in reasons.items()) or "there is no table"
+        raise ValueError(f"{listing.root}: no table has images and the column {' and '.join(asked)} ({found})")
     told = {path: reason for path, reason in reasons.items() if not path.lower().endswith((".txt", ".json"))}
-    return chosen, reading.decide(*(f"The table {path} is not used: {reason}." for path, reason in told.items()))
+    return chosen, reading.decide(*(f"table {path} not used: {reason}" for path, reason in told.items()))
 
 def _candidates(listing):
     "The paths of files that may be tables of images; a folder with many JSON or text files has one for each image."
@@ -121,7 +122,7 @@ def _choose_tables(listing, found):
     first = [path for path in usual if PurePosixPath(path).stem.casefold() == USUAL_TABLES[best]]
     chosen = list(found) if len(found) < 2 else first
     if len(chosen) == 1 or not found: return chosen
-    raise ValueError(f"{listing.root} has {len(found)} tables that name images and labels: {', '.join(found)}. "
+    raise ValueError(f"{listing.root} has {len(found)} tables that name images and labels: {listed(found)}. "
                      "Give the path of the one to read (of an archive: unpack it first)")
 
 def _split_of_folder(path):
@@ -148,6 +149,7 @@ def dataset_from_table(
     reading, groups = sum((part[3] for part in parts[1:]), parts[0][3]), parts[0][2]
     items = _items(rows[used], cells[used].drop(columns=[first.image], errors="ignore"), groups)
     classes, items["label"] = index_classes(rows.label[used])
+    reading = reading.decide(f"{number_of(len(classes), 'class')}: {listed(classes, 10)}")
     taken = {first.image, *groups, *parts[0][4].columns}
     reading += offer_groups(cells[used], rows.label[used], taken)
     skipped = _skipped(rows, first.finder.listing, listing, tables)
@@ -176,7 +178,7 @@ def _read_rows(opened, options, is_split_table):
     elif is_split_table: rows["split"] = split_in_name(table.path) or _split_of_folder(table.path)
     rows["reason"] = [_reason(*row) for row in zip(names, labels.reasons, places, rows.get("split", ["-"] * len(rows)))]
     reading = _say_images(opened, names, found) + labels.reading + reading
-    if groups: reading = reading.decide(f"Rows that share {' or '.join(groups)} are one group.")
+    if groups: reading = reading.decide(f"groups: rows that share {' or '.join(groups)}")
     return rows.reset_index(drop=True), table.cells.reset_index(drop=True), groups, reading, labels
 
 def _reason(name, label, place, split):
@@ -192,8 +194,8 @@ def _say_images(opened, names, found):
     table = opened.table
     name, place = next((pair for pair in zip(names, found) if pair[1]), ("", ""))
     where = f" in {opened.finder.listing.root.name}" if opened.finder.listing.root.is_file() else ""
-    return Reading().decide(f"Images and labels stand in the table {table.path}, {len(table.cells):,} rows.",
-                            *table.notes, f"The images are the column {opened.image}, e.g. {name} is {place}{where}.")
+    return Reading().decide(f"table {table.path}, {number_of(len(table.cells), 'row')}", *table.notes,
+                            f"images: column {opened.image}, e.g. {name} is {place}{where}")
 
 # %% ../nbs/library/tables.ipynb #ta000012
 def _repeated(rows):
@@ -213,7 +215,7 @@ def _explain_none(rows, image):
     "Why no row can be used."
     counts = rows.reason.str.split(":").str[0].value_counts()
     example = rows.iloc[0]
-    return (f"no row can be used ({', '.join(f'{count} {reason}' for reason, count in counts.items())}), "
+    return (f"no row can be used ({listed(f'{count:,} {reason}' for reason, count in counts.items())}), "
             f"e.g. row {example.row}, {image} {example['name']!r}: {example.reason}")
 
 # %% ../nbs/library/tables.ipynb #ta000014
@@ -242,12 +244,12 @@ def _remarks(rows, skipped, tables):
     kinds = rows.reason[rows.reason != ""].str.split(":").str[0].str.replace(r"\d+(, \d+)*", "...", regex=True)
     counts = kinds.value_counts()
     if len(counts):
-        listed = "; ".join(f"{reason} ({count:,})" for reason, count in counts.items())
-        yield f"Rows that are not used: {counts.sum():,} of {len(rows):,}: {listed}."
+        reasons = "; ".join(f"{reason} ({count:,})" for reason, count in counts.items())
+        yield f"{number_of(counts.sum(), 'row')} of {len(rows):,} not used: {reasons}"
     unnamed = skipped.id[skipped.reason == "no row names it"]
     if len(unnamed):
-        yield (f"Images that no row of {', '.join(tables)} names, and that are not used: {len(unnamed):,}, "
-               f"e.g. {unnamed.iloc[0]}.")
+        yield (f"{number_of(len(unnamed), 'image')} not used, as no row of {listed(tables)} names them: "
+               f"{listed(unnamed, 3)}")
 
 # %% ../nbs/library/tables.ipynb #ta000021
 def unlabelled_from_table(

@@ -156,10 +156,10 @@ def test_the_same_images_by_folder_zip_csv_and_npz_have_the_same_pixels(tmp_path
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("photo,label\na.png,x", "no column for the image"),
-        ("file,color,shape\na.png,x,y", "no column for the label"),
-        ("file,label\nnowhere.png,x", "none of the files"),
-        ("file,label\na.png,x\na.png,y", "stands in more than one row"),
+        ("photo,label\na.png,x", "all images have the class 'x'"),
+        ("file,color,shape\na.png,x,y", "no column is surely the label"),
+        ("file,label\nnowhere.png,x", "none of the images was found"),
+        ("file,label\na.png,x\na.png,y", "rows 2, 3 give it different labels"),
     ],
 )
 def test_tables_that_cannot_be_read_say_why(tmp_path, content, message):

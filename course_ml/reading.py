@@ -5,10 +5,11 @@
 # %% ../nbs/library/reading.ipynb #rd000003
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 # %% auto #0
-__all__ = ['ReadOptions', 'Reading']
+__all__ = ['SPLIT_NAMES', 'ReadOptions', 'Reading', 'split_named']
 
 # %% ../nbs/library/reading.ipynb #rd000006
 @dataclass(frozen=True)
@@ -44,3 +45,15 @@ class Reading:
     def __add__(self, other: Reading) -> Reading:
         "Join what two readers say."
         return self.decide(*other.decisions).remark(*other.remarks).offer(*other.offered_groups)
+
+# %% ../nbs/library/reading.ipynb #rd000011
+SPLIT_NAMES = {"train": "train", "training": "train",
+               "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+               "test": "test", "testing": "test", "eval": "test"}  # what publishers write: what we write
+
+def split_named(
+    name: str,  # e.g. of a folder, or a value in a column
+) -> str:  # "train", "validation" or "test"; "" for a name that is none of them
+    "Return which split a name means; case, separators and a last `set`, `data`, `split` or `images` do not count."
+    letters = re.sub(r"[\s_.-]+", "", name.casefold())
+    return SPLIT_NAMES.get(re.sub(r"(?<=.)(set|data|split|images)$", "", letters), "")

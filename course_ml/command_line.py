@@ -116,7 +116,9 @@ def add_data_commands(
                        help="change a field of the recipe; the value in YAML; may be repeated")
     train.add_argument("--fold", metavar="FOLD/FOLDS", default="",
                        help="validate on one of so many folds, counted from 0, e.g. 0/5 "
-                            "(default: hold out 15 %% and 15 %%)")
+                            "(default: the split that came with the data, or hold out 15 %% and 15 %%)")
+    train.add_argument("--group-duplicates", choices=("none", "exact", "near"), default="none",
+                       help="duplicates that stay in one set of the split (default: none; the others decode all)")
     _add(commands, "doctor", doctor_command, "show what this installation is made of, and what it can do")
 
 def installed_version() -> str:

@@ -32,6 +32,14 @@ def check_command(options):
               "Duplicates with two labels": conflicts, "Classes": check.counts, "Image sizes": check.sizes.head(10)}
     for title, table in tables.items():
         if len(table): print(f"{title}\n{table.to_string(index=False)}\n")
+    print("\n".join(_about_split(dataset.without(check.quarantine), check.duplicates)))
+
+def _about_split(dataset, duplicates=None):
+    "What to know of the split with which the images would be trained on."
+    from course_ml.data import Split
+    try: split = Split.of(dataset)
+    except ValueError as error: return [f"No split: {error}"]
+    return [f"Split: {split.how}", *(f"Note: {sentence}" for sentence in split.remarks(dataset, duplicates))]
 
 # %% ../nbs/library/data_commands.ipynb #00000008
 def audit_command(options):
@@ -58,19 +66,21 @@ def train_command(options):
           f"{score.n} images, {options.fold or 'holdout'}, seed {run.recipe.seed})")
 
 def train_named(
-    options,  # of `course-ml train`: name, changes, data, fold
+    options,  # of `course-ml train`: name, changes, data, fold, group_duplicates
 ) -> "Run":
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
     from course_ml.config import read_changes
     from course_ml.experiment import train_recipe
     from course_ml.recipes import named_recipe
     recipe = named_recipe(options.name, **read_changes(options.changes))
-    dataset, split, fold = training_data(options.data, options.fold)
+    dataset, split, fold = training_data(options.data, options.fold, options.group_duplicates)
+    print(f"Split: {split.how}", *(f"Note: {sentence}" for sentence in split.remarks(dataset)), sep="\n")
     return train_recipe(recipe, dataset, split, fold)
 
 def training_data(
     data: str,  # a built-in name or a path
-    fold: str,  # "" for a single split of 70, 15 and 15 %, or FOLD/FOLDS, counted from 0, e.g. "0/5"
+    fold: str,  # "" for a single split, or FOLD/FOLDS, counted from 0, e.g. "0/5"
+    group_duplicates: str = "none",  # which duplicates stay in one set: "none", "exact", or "near" (and exact) ones
 ) -> tuple:  # the data set, its split, and the fold that validates
     "Return what to train on. Raises `ReportError` for data that are absent, or a fold that does not exist."
     from course_ml.data import Split
@@ -82,7 +92,9 @@ def training_data(
         raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; "
                           f"those are {', '.join(BUILT_IN)}")
     dataset = load_dataset(data) if data in BUILT_IN else load_dataset(data_path=data)
-    return dataset, Split.kfold(dataset, int(found[2])) if fold else Split.holdout(dataset), int(found[1])
+    if group_duplicates != "none":
+        dataset = dataset.group_duplicates(dataset.check().duplicates, group_duplicates)
+    return dataset, Split.of(dataset, k=int(found[2]) if fold else 0), int(found[1])
 
 # %% ../nbs/library/data_commands.ipynb #0000000e
 MEMORY_OF_AN_IMAGE = 110  # MiB

@@ -51,7 +51,8 @@ def near_pairs(
     for pairs in _near_in_a_piece(distinct, distance):
         waiting.append(pairs)
         size += len(pairs)
-        if size > BATCH: forest, waiting, size = linking_pairs(len(distinct), np.concatenate([forest, *waiting])), [], 0
+        if size < BATCH: continue
+        forest, waiting, size = linking_pairs(len(distinct), np.concatenate([forest, *waiting])), [], 0
     forest = linking_pairs(len(distinct), np.concatenate([forest, *waiting]))
     ends = np.sort(first[forest[:, :2]], axis=1)
     again = np.flatnonzero(first[which] != np.arange(len(which)))

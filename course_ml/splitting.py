@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 # %% auto #0
-__all__ = ['LARGEST_TABLE', 'fill_sets', 'assign_groups']
+__all__ = ['LARGEST_TABLE', 'fill_sets', 'assign_groups', 'torn_groups']
 
 # %% ../nbs/library/splitting.ipynb #sp000005
 def fill_sets(
@@ -77,7 +77,7 @@ def _place_groups(sets, order, passes=3):
     return assigned
 
 # %% ../nbs/library/splitting.ipynb #sp00000b
-LARGEST_TABLE = 30_000_000  # groups times classes that scikit-learn gets
+LARGEST_TABLE = 10_000_000  # groups times classes that scikit-learn gets
 
 def _scikit_folds(labels, groups, k, seed):
     "The number of each image's fold; None where scikit-learn cannot give every fold every class."
@@ -87,8 +87,8 @@ def _scikit_folds(labels, groups, k, seed):
     if np.unique(each_once, return_counts=True)[1].min() < k: return None
     if number < len(groups) and number * (labels.max() + 1) > LARGEST_TABLE: return None
     kind = StratifiedKFold if number == len(groups) else StratifiedGroupKFold
-    folds = np.empty(len(labels), int)
-    for fold, (_, rows) in enumerate(kind(k, shuffle=True, random_state=seed).split(labels, labels, groups)):
+    folds, together = np.empty(len(labels), int), None if number == len(groups) else groups
+    for fold, (_, rows) in enumerate(kind(k, shuffle=True, random_state=seed).split(labels, labels, together)):
         folds[rows] = fold
     pairs = np.unique(np.stack([labels, folds]), axis=1)
     return folds if pairs.shape[1] == k * len(np.unique(labels)) else None
@@ -124,3 +124,13 @@ def _fill_all(sets, labels):
         assigned[rows[ends[c] - counts[c]:ends[c]]] = np.repeat(np.arange(len(given)), given)
         behind += sets.lacking[c] - given
     return assigned
+
+# %% ../nbs/library/splitting.ipynb #sq000001
+def torn_groups(
+    splits,  # (n,) name or number of each image's set
+    groups,  # (n,) what belongs together
+) -> np.ndarray:  # (n,) bool
+    "Return whether the group of each image is in more than one set."
+    codes, sets = pd.factorize(np.asarray(groups))[0], pd.factorize(np.asarray(splits))[0]
+    each_once = np.unique(np.stack([codes, sets]), axis=1)[0]
+    return np.bincount(each_once)[codes] > 1 if len(codes) else np.zeros(0, bool)

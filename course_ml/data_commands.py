@@ -14,9 +14,9 @@ from .notebooks import ReportError, RunError
 from .reading import as_flags, reading_options
 
 # %% auto #0
-__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'show_reading', 'show_unused', 'try_images', 'check_command',
-           'audit_command', 'train_command', 'train_named', 'training_data', 'advised_batch_size', 'can_reach',
-           'free_memory', 'abilities', 'doctor_command']
+__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'show_reading', 'show_unused', 'try_images', 'about_split',
+           'check_command', 'audit_command', 'train_command', 'train_named', 'training_data', 'advised_batch_size',
+           'can_reach', 'free_memory', 'abilities', 'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly
@@ -75,6 +75,16 @@ def try_images(
         print(f"{len(bad)} of {len(rows)} images that were tried cannot be read; a report leaves them out, "
               f"and course-ml check lists all:\n{bad.head(MOST_LINES).to_string(index=False)}\n")
 
+def about_split(
+    dataset: "Dataset",  # that can be read
+    duplicates: "pd.DataFrame",  # `check().duplicates`
+) -> list[str]:  # lines
+    "Say what to know of the split with which the images would be trained on."
+    from course_ml.data import Split
+    try: split = Split.of(dataset)
+    except ValueError as error: return [as_flags(f"No split: {error}")]
+    return [f"Split: {split.how}", *(as_flags(f"  {sentence}") for sentence in split.remarks(dataset, duplicates))]
+
 def check_command(options):
     "Say what is in a set of images, and which of them cannot be used."
     import pandas as pd
@@ -83,6 +93,8 @@ def check_command(options):
     show_reading(dataset)
     check = dataset.check()
     show_unused(dataset.name, pd.concat([check.skipped, check.quarantine], ignore_index=True))
+    clean = dataset.without(check.quarantine).group_duplicates(check.duplicates, options.group_duplicates)
+    print(*about_split(clean, check.duplicates), "", sep="\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
               "Classes": check.counts, "Image sizes": check.sizes.head(10)}
@@ -114,7 +126,7 @@ def train_command(options):
           f"{score.n} images, {options.fold or 'holdout'}, seed {run.recipe.seed})")
 
 def train_named(
-    options,  # of `course-ml train`: name, changes, data, fold, and those of reading
+    options,  # of `course-ml train`: name, changes, data, fold, group_duplicates, and those of reading
 ) -> "Run":
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
     from course_ml.config import read_changes
@@ -123,10 +135,11 @@ def train_named(
     recipe = named_recipe(options.name, **read_changes(options.changes))
     dataset, split, fold = training_data(options)
     show_reading(dataset)
+    print(f"Split: {split.how}", *(as_flags(f"  {sentence}") for sentence in split.remarks(dataset)), sep="\n")
     return train_recipe(recipe, dataset, split, fold)
 
 def training_data(
-    options,  # of `course-ml train`: data, fold ("" or FOLD/FOLDS, counted from 0), and those of reading
+    options,  # of `course-ml train`: data, fold ("" or FOLD/FOLDS, from 0), group_duplicates, and those of reading
 ) -> tuple:  # the data set, its split, and the fold that validates
     "Return what to train on. Raises `ReportError` for data that are absent, or a fold that does not exist."
     from course_ml.data import Split
@@ -139,7 +152,9 @@ def training_data(
         raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; "
                           f"those are {', '.join(BUILT_IN)}")
     dataset = load_named(options, **{"data" if data in BUILT_IN else "data_path": data})
-    return dataset, Split.kfold(dataset, int(found[2])) if fold else Split.holdout(dataset), int(found[1])
+    if options.group_duplicates != "none":
+        dataset = dataset.group_duplicates(dataset.check().duplicates, options.group_duplicates)
+    return dataset, Split.of(dataset, k=int(found[2]) if fold else 0), int(found[1])
 
 # %% ../nbs/library/data_commands.ipynb #0000000e
 MEMORY_OF_AN_IMAGE = 110  # MiB

@@ -69,7 +69,7 @@ def train_from_command_line(
     chosen = _parser().parse_args(arguments)
     built_in = chosen.images, chosen.size, chosen.seed
     dataset = load_dataset(chosen.data, chosen.data_path, *built_in, **reading_options(chosen))
-    split = Split.load(chosen.split) if chosen.split else Split.holdout(dataset)
+    split = Split.load(chosen.split) if chosen.split else Split.of(dataset)
     run = train_recipe(Recipe.from_yaml(chosen.recipe.read_text()), dataset, split, chosen.fold, chosen.folder)
     accuracy = run.history.validation_accuracy[run.best_epoch]
     print(f"{run.folder}: validation accuracy {accuracy:.3f}, epoch {run.best_epoch}")
@@ -85,7 +85,7 @@ def _parser():
     add_reading_options(parser)
     for name, value in (("images", 600), ("size", 64), ("seed", 0), ("fold", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--split", type=Path, help="a split saved by Split.save; default: 70/15/15")
+    parser.add_argument("--split", type=Path, help="saved by Split.save; default: the data's own, or 70/15/15")
     parser.add_argument("--folder", help="of the run; default: in the cache")
     return parser
 

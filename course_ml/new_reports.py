@@ -11,7 +11,7 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .notebooks import ReportError, parameters_position, read_notebook
+from .notebooks import ReportError, parameters_position, read_notebook, read_parameters
 from .provenance import package_folder
 
 # %% auto #0
@@ -31,8 +31,10 @@ def study_notebook(
     title = string.Template(notebook.cells[0].source)
     notebook.cells[0].source = title.substitute(title=title_of(name), data=given["data_path"], name=name)
     parameters = notebook.cells[parameters_position(notebook)]
+    defaults = {parameter.name: parameter.default for parameter in read_parameters(notebook)}
     for option, value in given.items():
-        parameters.source = parameters.source.replace(f'{option}: str = ""', f"{option}: str = {value!r}", 1)
+        line = f'{option}: str = "{defaults[option]}"'
+        parameters.source = parameters.source.replace(line, f"{option}: str = {value!r}", 1)
     return notebook
 
 def title_of(
@@ -45,7 +47,7 @@ def new_study(
     name: str,  # of the folder below reports/
     data: str,  # path of the images, as seen from the current folder
     root: str | Path = ".",  # the folder that holds reports/, or will
-    **options,  # how the images are read, see `ReadOptions`
+    **options,  # how the images are read and split: parameters of the template
 ) -> Path:  # the report's folder
     "Write notebook and report.yml of a study. Raises `ReportError` for a name in use, or images that are absent."
     import nbformat

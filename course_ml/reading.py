@@ -57,7 +57,7 @@ def as_flags(
     message: str,  # that may name options, e.g. "give label_column"
 ) -> str:  # e.g. "give --label-column"
     "Write the names of options in a message as the flags of a command."
-    names = "|".join(OPTION_HELP)
+    names = "|".join([*OPTION_HELP, "group_duplicates"])
     return re.sub(rf"(?<![\w'\"-])({names})(?![\w'\"-])", lambda match: _flag(match[1]), message)
 
 def _flag(name):

@@ -179,6 +179,7 @@ def new_command(options):
     show_reading(dataset)
     show_unused(dataset.name, dataset.skipped)
     try_images(dataset)
-    folder = new_study(options.name, options.data, root, **reading_options(options))
+    given = {"group_duplicates": options.group_duplicates, **reading_options(options)}
+    folder = new_study(options.name, options.data, root, **given)
     print(f"Notebook: {os.path.relpath(folder / options.name)}.ipynb\n"
           f"Make the report: course-ml report {options.name}")

@@ -97,7 +97,8 @@ def check_command(options):
     print(*about_split(clean, check.duplicates), "", sep="\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
-              "Classes": check.counts, "Image sizes": check.sizes.head(10)}
+              "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
+              "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
         if len(table): print(f"{title}\n{table.to_string(index=False)}\n")
 

@@ -5,54 +5,73 @@
 # %% ../nbs/library/image_cache.ipynb #c68bb48d
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import shutil
 
 import numpy as np
 
 from .decoding import UnreadableImage, resize_image
 from .image_sources import ImageSource
-from .provenance import IMAGE_PACKAGES, Key, cached_file, make_key
-from .runtime import Progress, available_threads
+from .provenance import IMAGE_PACKAGES, CacheError, Key, cached_file, make_key
+from .runtime import map_blocks
 
 # %% auto #0
-__all__ = ['decoded_key', 'decoded_images']
+__all__ = ['write_images', 'decoded_key', 'decoded_images']
 
 # %% ../nbs/library/image_cache.ipynb #4af2cd00
-def _decode_rows(array, source, locations, names, resize, rows):
-    "Decode some images into `array`; the images that cannot be read, and why."
-    failures = []
-    for row in rows:
-        try:
-            array[row] = resize_image(source.image(locations[row]), array.shape[1], resize)
-        except (UnreadableImage, OSError, KeyError) as error:
-            failures.append(f"{names[row]} ({error})")
-    return failures
+def write_images(
+    path,  # of the npy file
+    shape: tuple[int, int, int, int],  # (n, height, width, 3)
+    blocks,  # uint8 arrays that together have this shape
+):
+    "Write images to an npy file. Raises `CacheError`, before it begins, where they do not fit on the disk."
+    _check_room(path.parent, shape)
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in blocks: file.write(np.ascontiguousarray(block))
+
+def _check_room(folder, shape):
+    "Raise `CacheError` for images that do not fit on the disk, saying what would."
+    n, size = shape[:2]
+    needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
+    if needed <= free: return
+    fits = int(size * (free / needed) ** .5)
+    raise CacheError(f"{n:,} images of {size} x {size} pixels need {needed / 1e9:,.1f} GB of disk, "
+                     f"and {free / 1e9:,.1f} GB are free in {folder}. There is room for {free // (needed // n):,} of them, "
+                     f"or for all of them with {fits} x {fits} pixels. Free some room, "
+                     "or set the environment variable COURSE_ML_HOME to a folder on a larger disk")
+
+# %% ../nbs/library/image_cache.ipynb #64f0993a
+def _decode_rows(source, locations, names, size, resize, rows):
+    "Some images as an array, and those that cannot be read, with the reason."
+    array, failures = np.zeros((len(rows), size, size, 3), "uint8"), []
+    for position, row in enumerate(rows):
+        try: array[position] = resize_image(source.image(locations[row]), size, resize)
+        except (UnreadableImage, OSError) as error: failures.append(f"{names[row]} ({error})")
+    return array, failures
 
 def _decode_to(path, source, locations, names, size, resize):
     "Write all images to an npy file. Raises `UnreadableImage` naming those that cannot be read."
-    shape = (len(locations), size, size, 3)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=shape)
-    rows = np.arange(len(locations))
-    blocks = np.array_split(rows, rows[32::32])  # handing over one small image costs more than decoding it
-    decode_block = lambda block: _decode_rows(array, source, locations, names, resize, block)
     failures = []
-    with ThreadPoolExecutor(available_threads()) as pool, Progress(len(rows), "images") as progress:
-        for block, failed in zip(blocks, pool.map(decode_block, blocks)):
-            failures += failed
-            progress.advance(len(block))
+    def blocks():
+        decode_block = lambda rows: _decode_rows(source, locations, names, size, resize, rows)
+        for array, failed in map_blocks(decode_block, len(locations), "images"):
+            failures.extend(failed)
+            yield array
+    write_images(path, (len(locations), size, size, 3), blocks())
     if failures:
         raise UnreadableImage(f"{len(failures)} images cannot be read: {'; '.join(failures[:5])}. "
                               "Leave them out: dataset.without(dataset.check().quarantine)")
-    array.flush()
 
 # %% ../nbs/library/image_cache.ipynb #7342237e
 def decoded_key(
     digests: np.ndarray,  # (n,) the images' digests, in order
     size: int,  # width and height (pixels)
     resize: str,  # "crop" or "squash"
+    ranges: dict[str, int | None],  # of images of more than 8 bits, see `ImageSource.ranges`
 ) -> Key:
     "Return the key of decoded images: another one wherever the pixels could differ."
-    return make_key(["image_cache"], IMAGE_PACKAGES, digests=digests, size=size, resize=resize)
+    return make_key(["image_cache"], IMAGE_PACKAGES, digests=digests, size=size, resize=resize,
+                    ranges=ranges)
 
 # %% ../nbs/library/image_cache.ipynb #a0dbe2d3
 def decoded_images(
@@ -62,8 +81,9 @@ def decoded_images(
     size: int,  # width and height of the result (pixels)
     resize: str = "crop",  # "crop" or "squash", see `resize_image`
 ) -> np.ndarray:  # (n, size, size, 3) uint8, mapped from disk
-    "Return all images at one size, decoded once and kept on disk. Raises `UnreadableImage` naming those that fail."
-    key = decoded_key(source.digests(locations), size, resize)
+    """Return all images at one size, decoded once and kept on disk. Raises `UnreadableImage` naming those that fail,
+    and `CacheError` for a disk that is full or cannot be written."""
+    key = decoded_key(source.digests(locations), size, resize, source.ranges)
     write = lambda path: _decode_to(path, source, locations, names, size, resize)
     path = cached_file("images", key, ".npy", write)
     return np.load(path, mmap_mode="r")

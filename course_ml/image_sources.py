@@ -5,10 +5,15 @@
 # %% ../nbs/library/image_sources.ipynb #eb6fbd15
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import lzma
 import os
+import re
+import stat
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +21,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .decoding import decode
+from course_ml.decoding import (
+    UnreadableImage,
+    array_range,
+    decode,
+    deep_range,
+    may_be_deep,
+    set_ranges,
+    to_uint8,
+)
 from course_ml.provenance import (
+    IMAGE_PACKAGES,
+    CacheError,
     cache_folder,
     cached_file,
     file_digest,
@@ -26,25 +41,50 @@ from course_ml.provenance import (
     read_json,
     write_json,
 )
+from .runtime import map_blocks
 
 # %% auto #0
-__all__ = ['MOST_UNPACKED', 'MOST_RATIO', 'ImageSource', 'FolderImages', 'ZipImages', 'TarImages', 'ArrayImages']
+__all__ = ['MOST_BYTES', 'UNREADABLE', 'NESTED', 'DAMAGED_MEMBER', 'MOST_UNPACKED', 'MOST_RATIO', 'OTHER_ARCHIVES', 'ImageSource',
+           'FolderImages', 'ArchiveImages', 'ZipImages', 'TarImages', 'open_archive', 'ArrayImages']
 
 # %% ../nbs/library/image_sources.ipynb #db206c16
+MOST_BYTES = 2**30  # of one file that is read into memory: 1 GiB
+UNREADABLE = "0" * 64  # the digest of what cannot be read
+
 class ImageSource:
     "What all sources share; a location says which of its images is meant."
 
     def content(self, location) -> bytes:
-        "Return the bytes of an image."
+        "Return the bytes of an image. Raises `UnreadableImage`, or `OSError`."
         raise NotImplementedError
 
+    def head(self, location) -> bytes:
+        "Return the first bytes of an image, at least 32 of them where there are so many."
+        return self.content(location)
+
     def image(self, location) -> Image.Image:
-        "Return an image, mode RGB. Raises `UnreadableImage`."
-        return decode(self.content(location))
+        "Return an image, mode RGB. Raises `UnreadableImage`, or `OSError`."
+        content = self.content(location)
+        return decode(content, self.ranges if may_be_deep(content) else None)
+
+    def gather(self, locations):
+        "Say which images are one set, so that those of more than 8 bits get one range. Only the first call counts."
+        vars(self).setdefault("_set", list(locations))
+
+    @cached_property
+    def ranges(self) -> dict[str, int | None]:
+        "Return the largest value that each kind of image can have, see `set_ranges`; decided once for a set."
+        locations = vars(self).get("_set", [])
+        if not locations: return {}
+        key = make_key(["image_sources"], IMAGE_PACKAGES, digests=self.digests(locations))
+        decide = lambda: set_ranges(_deep_ranges(self, locations))
+        try: path = cached_file("ranges", key, ".json", lambda path: write_json(path, decide()))
+        except CacheError: return decide()
+        return read_json(path)
 
     def compute_digests(self, locations) -> list[str]:
-        "Return the SHA-256 of each image's bytes, in hexadecimal digits."
-        return [hashlib.sha256(self.content(location)).hexdigest() for location in locations]
+        "Return the SHA-256 of each image's bytes, in hexadecimal digits; `UNREADABLE` for bytes that cannot be read."
+        return [_digest(self, location) for location in locations]
 
     @cached_property
     def _known_digests(self) -> dict: return {}
@@ -58,6 +98,33 @@ class ImageSource:
         known.update(zip(missing, self.compute_digests(missing)))
         return np.array([known[location][:32] for location in locations], dtype="<U32")
 
+    def __getstate__(self):
+        "Leave behind what cannot go to another process, or need not."
+        left = {"_opened", "_places"} | ({"_set"} if "ranges" in vars(self) else set())
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+def _digest(source, location):
+    "The SHA-256 of an image's bytes."
+    try: return hashlib.sha256(source.content(location)).hexdigest()
+    except (UnreadableImage, OSError): return UNREADABLE
+
+def _deep_ranges(source, locations):
+    "The ranges of the images of more than 8 bits; those that cannot be read have none."
+    def of_block(rows):
+        found = []
+        for location in (locations[row] for row in rows):
+            with contextlib.suppress(UnreadableImage, OSError):
+                if may_be_deep(source.head(location)):
+                    found.append(deep_range(source.content(location)))
+        return [one for one in found if one]
+    return [one for block in map_blocks(of_block, len(locations), "ranges of values") for one in block]
+
+def _check_size(size):
+    "Raise `UnreadableImage` for a file that is too large to be read."
+    if size > MOST_BYTES:
+        raise UnreadableImage(f"the file has {size / 2**30:.1f} GiB, more than the {MOST_BYTES / 2**30:g} GiB "
+                              "that one file may have")
+
 # %% ../nbs/library/image_sources.ipynb #4db0efce
 @dataclass
 class FolderImages(ImageSource):
@@ -65,102 +132,175 @@ class FolderImages(ImageSource):
     root: Path  # the folder
 
     def content(self, location) -> bytes:
-        "Return the bytes of a file."
-        return (Path(self.root) / location).read_bytes()
+        "Return the bytes of a file. Raises `UnreadableImage`, or `OSError`."
+        path = Path(self.root) / location
+        _check_size(path.stat().st_size)
+        return path.read_bytes()
+
+    def head(self, location) -> bytes:
+        "Return the first bytes of a file."
+        with open(Path(self.root) / location, "rb", buffering=0) as file: return file.read(32)
 
     def compute_digests(self, locations) -> list[str]:
         "Return the SHA-256 of each file, remembered for as long as the file is not changed."
-        return file_digests([Path(self.root) / location for location in locations])
+        paths = [Path(self.root) / location for location in locations]
+        try: return file_digests(paths)
+        except OSError: return [_file_digest(path) for path in paths]
 
-# %% ../nbs/library/image_sources.ipynb #c77594ef
+def _file_digest(path):
+    "The SHA-256 of a file, or `UNREADABLE`."
+    try: return file_digest(path)
+    except OSError: return UNREADABLE
+
+# %% ../nbs/library/image_sources.ipynb #ec6c157c
+NESTED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar", ".7z")  # endings of archives
+
 @dataclass
-class ZipImages(ImageSource):
-    "Members of a zip archive; a location is a member's name."
+class ArchiveImages(ImageSource):
+    "What archives share; a location is a member's name, with slashes."
     root: Path  # the archive
 
-    @cached_property
-    def _archive(self): return zipfile.ZipFile(self.root)
+    @property
+    def members(self) -> dict:
+        "Return how to find each file, by its name."
+        return self._places[0]
 
-    def __getstate__(self): return {"root": self.root}  # an open file cannot go to another process
+    @property
+    def set_aside(self) -> list[tuple[str, str]]:
+        "Return the members that are not used: name and reason."
+        return self._places[1]
 
     def names(self) -> list[str]:
-        "Return the names of all members."
-        return self._archive.namelist()
-
-    def content(self, location) -> bytes:
-        "Return the bytes of a member."
-        return self._archive.read(location)
+        "Return the names of all files that can be used."
+        return list(self.members)
 
     def compute_digests(self, locations) -> list[str]:
         "Return the SHA-256 of each member, remembered for as long as the archive is not changed."
-        return _member_digests(self, locations)
+        path = cache_folder() / "digests" / f"{file_digest(self.root)}.json"
+        known = read_json(path) if path.exists() else {}
+        missing = [location for location in locations if location not in known]
+        if missing:
+            known.update(zip(missing, super().compute_digests(missing)))
+            with contextlib.suppress(OSError):  # a cache that cannot be written
+                write_json(path, {name: digest for name, digest in known.items() if digest != UNREADABLE})
+        return [known[location] for location in locations]
 
-def _member_digests(archive, locations):
-    "The SHA-256 of members of an archive, remembered in the cache."
-    path = cache_folder() / "digests" / f"{file_digest(archive.root)}.json"
-    known = read_json(path) if path.exists() else {}
-    missing = [location for location in locations if location not in known]
-    if missing:
-        known.update(zip(missing, ImageSource.compute_digests(archive, missing)))
-        write_json(path, known)
-    return [known[location] for location in locations]
+def _reason_to_leave(name):
+    "Why a member of an archive is not used, judged by its name; empty for one that is."
+    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+        return "its name leads out of the archive"
+    return "an archive in an archive; unpack it" if name.lower().endswith(NESTED) else ""
 
-# %% ../nbs/library/image_sources.ipynb #82782a55
+# %% ../nbs/library/image_sources.ipynb #80cbd5b9
+DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # from reading one
+
+class ZipImages(ArchiveImages):
+    "Members of a zip archive; a location is a member's name."
+
+    @property
+    def _archive(self):
+        opened = vars(self).setdefault("_opened", {})
+        if os.getpid() not in opened:
+            opened[os.getpid()] = zipfile.ZipFile(self.root)
+        return opened[os.getpid()]
+
+    @cached_property
+    def _places(self): return _zip_places(self._archive)
+
+    def content(self, location) -> bytes:
+        "Return the bytes of a member. Raises `UnreadableImage`."
+        _check_size(_member(self, location).file_size)
+        return self._read(location, -1)
+
+    def head(self, location) -> bytes:
+        "Return the first bytes of a member. Raises `UnreadableImage`."
+        return self._read(location, 32)
+
+    def _read(self, location, size):
+        try:
+            with self._archive.open(_member(self, location)) as file:
+                return file.read(size)
+        except DAMAGED_MEMBER as error:
+            raise UnreadableImage(f"damaged in the archive: {error or type(error).__name__}") from None
+
+def _member(archive, name):
+    "How to find a member. Raises `UnreadableImage` for one that is not there."
+    if name in archive.members: return archive.members[name]
+    raise UnreadableImage(f"not in the archive {archive.root}")
+
+def _zip_places(archive):
+    "The files of a zip, name -> its entry; what is left out, and why."
+    places, set_aside = {}, []
+    for entry in archive.infolist():
+        name, kind = entry.filename.replace("\\", "/"), stat.S_IFMT(entry.external_attr >> 16)
+        if name.endswith("/"): continue
+        reason = "encrypted; unpack it with its password" if entry.flag_bits & 1 else _reason_to_leave(name)
+        if kind not in (0, stat.S_IFREG): reason = "a link or a device in an archive"
+        if reason: set_aside.append((name, reason))
+        else: places[name] = entry
+    return places, set_aside
+
+# %% ../nbs/library/image_sources.ipynb #cd4aebd2
 MOST_UNPACKED = 50 * 2**30  # bytes that a compressed tar archive may have unpacked
 MOST_RATIO = 200  # how many times the archive's own size that may be
 
-@dataclass
-class TarImages(ImageSource):
+class TarImages(ArchiveImages):
     "Members of a tar archive, compressed or not; a location is a member's name."
-    root: Path  # the archive
-
-    def __getstate__(self): return {"root": self.root}
 
     @cached_property
     def _plain(self): return _plain_tar(self.root)
 
     @cached_property
-    def _places(self): return _tar_places(self._plain)  # the files and what is set aside
-
-    def names(self) -> list[str]:
-        "Return the names of all members that are files."
-        return list(self._places[0])
-
-    @property
-    def set_aside(self) -> list[tuple[str, str]]:  # name and reason
-        "Return the members that are neither files nor folders."
-        return self._places[1]
+    def _places(self): return _tar_places(self._plain)
 
     def content(self, location) -> bytes:
-        "Return the bytes of a member."
-        start, size = self._places[0][location]
+        "Return the bytes of a member. Raises `UnreadableImage`."
+        start, size = _member(self, location)
+        _check_size(size)
         with open(self._plain, "rb", buffering=0) as file:
             file.seek(start)
-            return file.read(size)
+            content = file.read(size)
+        if len(content) == size: return content
+        raise UnreadableImage(f"damaged: the archive ends after {len(content):,} of its {size:,} bytes")
 
-    def compute_digests(self, locations) -> list[str]:
-        "Return the SHA-256 of each member, remembered for as long as the archive is not changed."
-        return _member_digests(self, locations)
+    def head(self, location) -> bytes:
+        "Return the first bytes of a member. Raises `UnreadableImage`."
+        start, size = _member(self, location)
+        with open(self._plain, "rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(min(size, 32))
 
 def _tar_places(path):
-    "Where the files of a tar archive are, name -> (first byte, size); what is left out, and why."
+    "The files of a tar, name -> (first byte, size); what is left out, and why."
     places, set_aside = {}, []
     with tarfile.open(path, "r:") as archive:
-        while (member := archive.next()) is not None:
+        while member := _next_member(archive):
             archive.members = []  # tarfile would keep a kilobyte for each
-            if member.isfile() and not member.issparse():
-                places[member.name] = member.offset_data, member.size
-            elif member.islnk() and member.linkname in places:
-                places[member.name] = places[member.linkname]
-            elif not member.isdir():
-                set_aside.append((member.name, "a link, a device or a sparse file in an archive"))
+            name = member.name.removeprefix("./")
+            place = (member.offset_data, member.size) if member.isfile() and not member.issparse() else None
+            if member.islnk(): place = places.get(member.linkname.removeprefix("./"))
+            reason = _reason_to_leave(name) if place else "a link, a device or a sparse file in an archive"
+            if not reason: places[name] = place
+            elif not member.isdir(): set_aside.append((name, reason))
+        if _cut_off(path, archive.offset):
+            set_aside.append((Path(path).name, "the archive is cut off: what comes after its last member is lost"))
     return places, set_aside
+
+def _next_member(archive):
+    "The next member; None at the end, also where a tar archive is cut off."
+    try: return archive.next()
+    except tarfile.ReadError: return None
+
+def _cut_off(path, end):
+    "Whether something else than the zeros that end a tar archive comes after its last member."
+    with open(path, "rb") as file:
+        file.seek(end)
+        return any(file.read(512)) or os.path.getsize(path) < end
 
 def _plain_tar(path):
     "The archive itself, or the unpacked one in the cache."
-    try: tarfile.open(path, "r:").close()
-    except tarfile.ReadError: pass
-    else: return Path(path)
+    with open(path, "rb") as file: head = file.read(6)
+    if not head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")): return Path(path)
     key = make_key([], (), archive=file_digest(path))
     return cached_file("archives", key, ".tar", lambda target: _unpack(path, target))
 
@@ -171,20 +311,77 @@ def _unpack(path, target):
         archive.fileobj.seek(0)
         while block := archive.fileobj.read(2**20):
             if file.tell() + len(block) > most:
-                raise ValueError(f"{path} unpacks to more than {most:,} bytes")
+                raise ValueError(f"{path} unpacks to more than {most:,} bytes, which is refused; unpack it yourself")
             file.write(block)
 
-# %% ../nbs/library/image_sources.ipynb #8f165937
+# %% ../nbs/library/image_sources.ipynb #5bcb3501
+OTHER_ARCHIVES = {b"Rar!": "a RAR archive", b"7z\xbc\xaf": "a 7z archive", b"\x28\xb5\x2f\xfd": "compressed with zstd"}
+
+def open_archive(
+    path: str | Path,  # a zip or a tar, the latter compressed or not
+) -> ArchiveImages:
+    "Open an archive. Raises `ValueError` for one that is damaged, encrypted or of another kind, saying which."
+    path = Path(path)
+    with open(path, "rb") as file: head = file.read(4)
+    if head in OTHER_ARCHIVES:
+        raise ValueError(f"{path} is {OTHER_ARCHIVES[head]}; unpack it first")
+    try:
+        source = ZipImages(path) if head[:2] == b"PK" or not tarfile.is_tarfile(path) else TarImages(path)
+        names = source.names()
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        if isinstance(error, CacheError): raise
+        raise ValueError(f"{path} is no zip or tar archive, or a damaged one ({error})") from None
+    if not names and any(reason.startswith("encrypted") for _, reason in source.set_aside):
+        raise ValueError(f"{path} is encrypted; unpack it with its password first")
+    return source
+
+# %% ../nbs/library/image_sources.ipynb #0acdfca3
 @dataclass
 class ArrayImages(ImageSource):
-    "Images in one array; a location is an index."
-    array: np.ndarray  # (n, height, width, 3) uint8
+    "Images in one array; a location is an index. Raises `ValueError` for an array that `to_uint8` refuses."
+    array: np.ndarray  # (n, height, width) or (n, height, width, 1, 3 or 4); whole numbers or floats; may be mapped
+
+    def __post_init__(self):
+        self.largest = array_range(self.array)
 
     def content(self, location) -> bytes:
         "Return type, shape and bytes of an image."
-        image = np.ascontiguousarray(self.array[int(location)])
+        image = np.ascontiguousarray(self._pixels(location))
         return f"{image.dtype}{image.shape}".encode() + image.tobytes()
 
     def image(self, location) -> Image.Image:
         "Return an image, mode RGB."
-        return Image.fromarray(self.array[int(location)])
+        image = Image.fromarray(self._pixels(location))
+        values = self.array[int(location)]
+        image.info = {"kind": f"array, {self.array.dtype}", "pages": 1, "size": image.size,
+                      "low": float(values.min()), "high": float(values.max())}
+        return image
+
+    def _pixels(self, location):
+        return to_uint8(self.array[int(location)][None], self.largest)[0]
+
+    @cached_property
+    def ranges(self) -> dict[str, int]:
+        "Return the largest value that the images can have."
+        return {f"array, {self.array.dtype}": self.largest}
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {**state, "array": _place_in_file(self.array) or self.array}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if isinstance(self.array, dict): self.array = _map_again(**self.array)
+
+def _place_in_file(array):
+    "Where a mapped array, or a part of one, is in its file; None for an array in memory."
+    base = array
+    while isinstance(base.base, np.ndarray): base = base.base
+    if not isinstance(base, np.memmap): return None
+    start = base.offset + array.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    return {"path": base.filename, "offset": start, "shape": array.shape, "dtype": array.dtype,
+            "strides": array.strides}
+
+def _map_again(path, **place):
+    "The array at a place in a file."
+    return np.ndarray(buffer=np.memmap(path, "uint8", "r"), **place)

@@ -173,7 +173,7 @@ def array_role(
     for role, usual in USUAL_ARRAYS.items():
         wanted = asked.get(role, "")
         if (wanted in (name, rest)) if wanted else (rest in usual): return split, role
-    return split, rest or name
+    return split, f"other {rest}" if rest in USUAL_ARRAYS else rest or name
 
 # %% ../nbs/library/arrays.ipynb #ar000013
 def _sets(path, arrays, options):

@@ -76,11 +76,11 @@ def with_header(
     finder: ImageFinder,  # among what files
 ) -> Table:
     "Return a table as it is, or numbered columns where its first row already names an image."
-    names = list(table.cells.columns)
-    found = [bool(place) for place in finder.find(names, table.path)]
-    is_file = any(is_found and name.lower().endswith(IMAGE_SUFFIXES) for name, is_found in zip(names, found))
-    repeated = any(not is_found and (table.cells[name] == name).any() for name, is_found in zip(names, found))
-    return table.without_header() if table.header and (is_file or (any(found) and repeated)) else table
+    found = [bool(place) for place in finder.find(table.header, table.path)]
+    is_file = any(is_found and name.lower().endswith(IMAGE_SUFFIXES) for name, is_found in zip(table.header, found))
+    others = [number for number, is_found in enumerate(found) if not is_found]
+    repeated = any((table.cells.iloc[:, number] == table.header[number]).any() for number in others)
+    return table.without_header() if is_file or (any(found) and repeated) else table
 
 # %% ../nbs/library/columns.ipynb #co000010
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
@@ -292,8 +292,8 @@ def choose_labels(
 
 def _counts_rows(table, column):
     "Whether a column has no name of its own and counts the rows."
-    return bool(re.fullmatch(r"column \d+|unnamed: \d+", column.casefold())) and table.header > 0 \
-        and table.cells[column].is_unique and table.cells[column].str.fullmatch(r"\d+").all()
+    is_unnamed = bool(table.header) and re.fullmatch(r"column \d+|unnamed: \d+", column.casefold())
+    return bool(is_unnamed) and table.cells[column].is_unique and table.cells[column].str.fullmatch(r"\d+").all()
 
 def _wanted_labels(table, wanted):
     "The labels in the column that was asked for, or in several that are separated by commas (one-hot)."

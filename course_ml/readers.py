@@ -52,10 +52,11 @@ def _name_of(path):
 
 def _read(name, path, options):
     "What is at a path, as a data set."
-    if path.suffix.lower() in (".npz", ".npy"): return _read_arrays(name, path, options)
-    if path.suffix.lower() in TABLE_SUFFIXES:
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    if suffix in (".npz", ".npy"): return _read_arrays(name, path, options)
+    if suffix in TABLE_SUFFIXES:
         _refuse(options, ["label_pattern"], f"{path} is a table; give the folder of its images")
-        return _with_set_aside(dataset_from_table, name, list_files(path.parent), path.name, options)
+        return _read_tables(name, list_files(path.parent), path.name, options)
     if path.is_dir() or is_archive(path): return _read_files(name, list_files(path), options)
     raise ValueError(f"{path} is none of: a folder, an archive (zip, tar, tar.gz), a table ({', '.join(TABLE_SUFFIXES)}), "
                      "an .npz")
@@ -65,19 +66,27 @@ def _read_arrays(name, path, options):
     _refuse(options, ["label_pattern"], f"{path} has arrays, not files with names")
     return dataset_from_arrays(name, path, options)
 
+def _read_tables(name, listing, tables, options):
+    "The data set of a table, with what was set aside before the table was read."
+    dataset = dataset_from_table(name, listing, tables, options)
+    return _also_skipped(dataset, listing.set_aside)
+
 def _read_files(name, listing, options):
     "The files of a folder or an archive as a data set: by its arrays, its table, or its layout."
     if arrays := find_arrays(listing): return _read_arrays(name, arrays, options)
-    if options.label_pattern:
-        _refuse(options, COLUMNS, "no table is read where a label_pattern is given")
-        return dataset_from_folders(name, listing, options)
-    tables, reading = find_tables(listing, options)
-    if tables: dataset = _with_set_aside(dataset_from_table, name, listing, tables, options)
-    elif archive := _only_archive(listing): return _read_inside(name, archive, options)
+    tables, reading = _tables_of(listing, options)
+    if tables: dataset = _read_tables(name, listing, tables, options)
+    elif archive := _only_archive(listing): return _read_inside(name, listing, archive, options)
     else: dataset = dataset_from_folders(name, listing, options, reading)
     return replace(dataset, reading=dataset.reading + reading)
 
 COLUMNS = ["image_column", "label_column", "group_column", "split_column"]
+
+def _tables_of(listing, options):
+    "The tables that name the images, and what is said of others."
+    if options.label_pattern: _refuse(options, COLUMNS, "a label_pattern is given, so no table is read")
+    has_tables = any(path.lower().endswith(TABLE_SUFFIXES) for path in listing.paths)
+    return find_tables(listing, options) if has_tables and not options.label_pattern else ([], Reading())
 
 def _refuse(options, names, reason):
     "Raise `ValueError` for an option that has a value, but no meaning."
@@ -85,27 +94,31 @@ def _refuse(options, names, reason):
         value = getattr(options, name)
         if value: raise ValueError(f"{name}={value!r} cannot be used: {reason}")
 
-def _with_set_aside(read, name, listing, tables, options):
-    "The data set of a table, with what was set aside before the table was read."
-    dataset = read(name, listing, tables, options)
-    skipped = [dataset.skipped, _table_of_skipped(listing.set_aside)]
-    return replace(dataset, skipped=pd.concat(skipped, ignore_index=True))
-
+# %% ../nbs/library/readers.ipynb #rs000008
 def _only_archive(listing):
-    "The archive in a folder without images; None where there is none. Raises `ValueError` for several."
+    "The archive in a folder without images; an empty string where there is none. Raises `ValueError` for several."
     archives = listing.archives() if isinstance(listing.source, FolderImages) else []
-    if listing.images() or not archives: return None
-    if len(archives) == 1: return listing.root / archives[0]
+    if listing.images() or not archives: return ""
+    if len(archives) == 1: return archives[0]
     raise ValueError(f"{listing.root}: no images, but {len(archives)} archives ({listed(archives)}); "
                      "give the path of one")
 
-def _read_inside(name, archive, options):
+def _read_inside(name, listing, archive, options):
     "The data set in the only archive of a folder."
-    dataset = _read(name, archive, options)
-    found = Reading().decide(f"read from {archive.name}, the only archive there")
-    return replace(dataset, reading=found + dataset.reading)
+    dataset = _read(name, listing.root / archive, options)
+    found = Reading().decide(f"read from {archive}, the only archive there")
+    others = [(path, "next to the archive that is read") for path in listing.paths if path != archive]
+    return _also_skipped(replace(dataset, reading=found + dataset.reading), others + listing.set_aside)
 
-# %% ../nbs/library/readers.ipynb #rs000008
+def _also_skipped(dataset, pairs):
+    "The data set with more that was left out, and why."
+    return replace(dataset, skipped=pd.concat([dataset.skipped, _table_of_skipped(pairs)], ignore_index=True))
+
+def _table_of_skipped(pairs):
+    "What was left out, and why."
+    return pd.DataFrame([(clean_path(path), reason) for path, reason in pairs], columns=["id", "reason"], dtype=str)
+
+# %% ../nbs/library/readers.ipynb #rs000010
 def dataset_from_folders(
     name: str,  # for titles
     listing: Listing,
@@ -113,6 +126,7 @@ def dataset_from_folders(
     tables: Reading = None,  # why no table is used
 ) -> Dataset:
     "Make a data set whose classes are folders, or are in the names of the files. Raises `ValueError` without any."
+    _refuse(options, COLUMNS, f"no table in {listing.root} names the images")
     layout = decide_layout(listing.paths, options.label_pattern, listing.empty)
     if layout.images.empty:
         raise ValueError("; ".join([_say_no_class(listing, options), *(tables.decisions if tables else ())]))
@@ -128,11 +142,7 @@ def _ids_of(paths):
     ids = paths.map(clean_path)
     return ids.where(~ids.duplicated(keep=False), paths)
 
-def _table_of_skipped(pairs):
-    "What was left out, and why."
-    return pd.DataFrame([(clean_path(path), reason) for path, reason in pairs], columns=["id", "reason"], dtype=str)
-
-# %% ../nbs/library/readers.ipynb #rs000009
+# %% ../nbs/library/readers.ipynb #rs000011
 def _say_no_class(listing, options):
     "Why no image of a folder or an archive has a class, and what may be done."
     images, archives = listing.images(), listing.archives()
@@ -162,7 +172,7 @@ def _suggest_pattern(images):
     return (f"; if the names begin with the classes ({listed(sorted(classes))}), give "
             f"label_pattern={NAME_AND_NUMBER!r}")
 
-# %% ../nbs/library/readers.ipynb #rs000011
+# %% ../nbs/library/readers.ipynb #rs000013
 def _finish(dataset, options):
     "The data set with clean class names, without the classes to leave out, and with the remarks that all share."
     dataset = _with_clean_classes(dataset)
@@ -202,7 +212,7 @@ def _say_gaps(dataset):
         what = "no model can learn" if split == "train" else "is not measured there"
         yield f"{split} has no image of {listed(missing)}, which {what}"
 
-# %% ../nbs/library/readers.ipynb #rs000013
+# %% ../nbs/library/readers.ipynb #rs000015
 def names_in_list(
     text: str,  # names separated by commas
     classes: list[str],  # all names that there are
@@ -225,7 +235,7 @@ def _leave_out(dataset, text):
     rest = dataset.drop_classes(names)
     return replace(rest, reading=rest.reading.decide(f"left out on request: {listed(names, 20)}"))
 
-# %% ../nbs/library/readers.ipynb #rs000018
+# %% ../nbs/library/readers.ipynb #rs000020
 def read_unlabelled(
     path: str | Path,  # a table with a column of images; or a folder or an archive of images, or with a test set
     classes: list[str],  # what the images may show
@@ -252,7 +262,7 @@ def _without_labels(listing, options):
     found = "no images" if images.empty else f"labels ({listed(sorted(set(layout.images.label)))}) and no test set without"
     raise ValueError(f"{listing.root}: there are {found}; give the folder of the images without labels")
 
-# %% ../nbs/library/readers.ipynb #rs000022
+# %% ../nbs/library/readers.ipynb #rs000024
 def class_numbers(
     path: str | Path,  # a CSV with a row for each training image
     classes: list[str],  # class names

@@ -29,27 +29,27 @@ class Table:
     "A table of strings."
     path: str  # of the file, for messages
     cells: pd.DataFrame  # strings, "" for an empty cell; the index numbers the rows as the file does
-    header: int = 0  # the row that named the columns; 0: none did
+    header: tuple[str, ...] = ()  # the cells of the row before the first, which named the columns; (): none did
+    header_row: int = 0  # its number
     notes: tuple[str, ...] = ()  # how it was read
 
     def without_header(self) -> Table:
         "Return the table of a file without names of columns: its first row is data, its columns are numbered."
         names = [f"column {number}" for number in range(1, self.cells.shape[1] + 1)]
-        first = pd.DataFrame([list(self.cells.columns)], columns=names, index=[self.header])
+        first = pd.DataFrame([self.header], columns=names, index=[self.header_row])
         note = f"no row names the columns; they are called {', '.join(names)}"
-        return replace(self, cells=pd.concat([first, self.cells.set_axis(names, axis=1)]), header=0,
+        return replace(self, cells=pd.concat([first, self.cells.set_axis(names, axis=1)]), header=(), header_row=0,
                        notes=self.notes + (note,))
 
 def _tabulate(path, rows, notes=()):
     "A table whose first row names the columns; `rows` are pairs of number and cells. Empty rows are left out."
     rows = [(number, cells) for number, cells in rows if "".join(cells).strip()]
     if not rows: raise ValueError(f"{path}: the table is empty")
-    (header, names), rows = rows[0], rows[1:]
-    width = max(len(cells) for _, cells in [(header, names), *rows])
-    cells = [cells + [""] * (width - len(cells)) for _, cells in rows]
-    names = _column_names(names + [""] * (width - len(names)))
-    frame = pd.DataFrame(cells, columns=names, index=[number for number, _ in rows], dtype=str)
-    return Table(path, frame, header, tuple(notes))
+    width = max(len(cells) for _, cells in rows)
+    header, *cells = (cells + [""] * (width - len(cells)) for _, cells in rows)
+    header_row, *numbers = (number for number, _ in rows)
+    frame = pd.DataFrame(cells, columns=_column_names(header), index=numbers, dtype=str)
+    return Table(path, frame, tuple(header), header_row, tuple(notes))
 
 def _column_names(names):
     "Names of columns without spaces around them, none empty, none twice."

@@ -17,6 +17,7 @@ from course_ml.columns import (
     group_columns,
     group_rows,
     image_column,
+    named_column,
     offer_groups,
     with_header,
 )
@@ -103,12 +104,21 @@ def _labels_of(path, places, options):
         raise ValueError("its name says that it is a submission")
     opened = _open_table(path, places, options)
     if not opened.image: raise ValueError("it names none of the images")
-    taken, *_ = _columns(opened, options)
+    _check_columns(opened.table, options)
+    try: taken, *_ = _columns(opened, options)
+    except ValueError: return ()  # said where the table is read
     if set(opened.table.cells) <= set(taken): raise ValueError("it has no column of labels")
     try: labels = choose_labels(opened.table, taken, options)
     except ValueError: return ()
     if not (labels.names != "").any(): raise ValueError("its labels are empty")
     return labels.columns
+
+def _check_columns(table, options):
+    "Raise `ValueError` for a column that an option names and the table lacks."
+    if options.split_column: named_column(table, options.split_column, "split_column")
+    group_columns(table, options.group_column)
+    names = [] if options.label_column in table.cells else options.label_column.split(",")
+    for name in filter(None, names): named_column(table, name.strip(), "label_column")
 
 def _choose_tables(listing, found):
     "The tables of the splits, or the one table of a usual name. Raises `ValueError` where several are left."

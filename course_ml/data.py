@@ -549,7 +549,7 @@ def assign_splits(
     if not lacking: return split
     raise ValueError(f"{dataset.name}: no split found in which each of {', '.join(names)} has every class: "
                      f"{'; '.join(lacking)}. Groups with several classes stand in the way: give smaller groups, "
-                     "or leave a class out (dataset.drop_classes, or leave_out of a report)")
+                     "or leave a class out (leave_out)")
 
 def _check_class_sizes(dataset, splits):
     "Raise `ValueError` for a class with fewer groups than splits."
@@ -559,5 +559,4 @@ def _check_class_sizes(dataset, splits):
     listed = ", ".join(f"{dataset.classes[label]!r} has {count}" for label, count in small.head(10).items())
     if len(small) > 10: listed += f", and {len(small) - 10} more classes have too few"
     raise ValueError(f"{dataset.name}: {splits} splits need at least {splits} images (or groups) of every class, "
-                     f"but {listed}. Add images, or leave the class out "
-                     "(dataset.drop_classes, or leave_out of a report)")
+                     f"but {listed}. Add images, or leave the class out (leave_out)")

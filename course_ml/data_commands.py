@@ -65,19 +65,21 @@ def try_images(
     dataset: "Dataset",
     most: int = 100,  # images to try
 ):
-    "Print which of some images cannot be read. Raises `ReportError` if none can."
-    rows = range(0, len(dataset), max(1, len(dataset) // most))
-    bad = dataset.take(rows).check().quarantine
+    "Print what some images are, and which of them cannot be read. Raises `ReportError` if none can."
+    rows = range(0, len(dataset), -(-len(dataset) // most))
+    check = dataset.take(rows).check()
+    bad = check.quarantine
     if len(bad) == len(rows):
         raise ReportError(f"{dataset.name}: none of {len(bad)} images that were tried can be read, e.g. "
                           f"{bad.id[0]}: {bad.reason[0]}")
     if len(bad):
         print(f"{len(bad)} of {len(rows)} images that were tried cannot be read; a report leaves them out, "
               f"and course-ml check lists all:\n{bad.head(MOST_LINES).to_string(index=False)}\n")
+    print(f"Kinds of pixels\n{check.kinds.to_string(index=False, float_format='{:.4g}'.format)}\n")
 
 def about_split(
     dataset: "Dataset",  # that can be read
-    duplicates: "pd.DataFrame",  # `check().duplicates`
+    duplicates: "pd.DataFrame | None" = None,  # `check().duplicates`
 ) -> list[str]:  # lines
     "Say what to know of the split with which the images would be trained on."
     from course_ml.data import Split
@@ -100,7 +102,8 @@ def check_command(options):
               "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
               "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
-        if len(table): print(f"{title}\n{table.to_string(index=False)}\n")
+        lines = table.to_string(index=False, float_format="{:.4g}".format)
+        if len(table): print(f"{title}\n{lines}\n")
 
 # %% ../nbs/library/data_commands.ipynb #00000008
 def audit_command(options):
@@ -118,8 +121,11 @@ def audit_command(options):
 def train_command(options):
     "Train a named recipe; say where its run is and how well it does."
     from course_ml.crossval import compare_predictions
+    from course_ml.decoding import UnreadableImage
     try: run = train_named(options)
-    except (ValueError, OSError, ImportError) as error: raise ReportError(str(error)) from None
+    except UnreadableImage as error:
+        raise ReportError(f"{error}. Mend or remove them; course-ml check {options.data} names all") from None
+    except (ValueError, OSError, ImportError) as error: raise ReportError(as_flags(str(error))) from None
     except FloatingPointError as error: raise RunError(str(error)) from None
     score = compare_predictions({run.recipe.backbone: run.predictions}).iloc[0]
     print(f"Run: {run.folder}")

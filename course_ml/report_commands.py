@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .data_commands import load_named, show_reading, show_unused, try_images
+from .data_commands import about_split, load_named, show_reading, show_unused, try_images
 from .notebooks import ParameterError, ReportError, RunError, describe_parameters
 from .provenance import atomic_path
 from .reading import reading_options
@@ -179,6 +179,7 @@ def new_command(options):
     show_reading(dataset)
     show_unused(dataset.name, dataset.skipped)
     try_images(dataset)
+    print(*about_split(dataset), "", sep="\n")
     given = {"group_duplicates": options.group_duplicates, **reading_options(options)}
     folder = new_study(options.name, options.data, root, **given)
     print(f"Notebook: {os.path.relpath(folder / options.name)}.ipynb\n"

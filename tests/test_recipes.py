@@ -274,7 +274,8 @@ def test_train_says_where_the_run_is_and_how_good(colors, tmp_path):
         "train", "nature10_model_1", "--data", "colors.npz", *SMALL, "--set", "learning_rate=1e-3"
     )
     assert done.returncode == 0, done.stderr
-    run, accuracy = done.stdout.splitlines()
+    *_, split, run, accuracy = done.stdout.splitlines()
+    assert split == "Split: 70% train, 15% validation, 15% test, seed 0"
     folder = Path(run.removeprefix("Run: "))
     assert folder.is_relative_to(tmp_path / "home") and (folder / "predictions.parquet").exists()
     assert (

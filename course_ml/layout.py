@@ -17,11 +17,12 @@ from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, clean_path
 from .reading import Reading, split_named
 
 # %% auto #0
-__all__ = ['UNLABELED', 'NO_CLASS', 'NO_SPLIT', 'COPY', 'PLAIN_NAMES', 'LAST_FOLDER', 'Place', 'Layout', 'splits_of',
+__all__ = ['UNLABELED', 'NO_IMAGE', 'NO_CLASS', 'NO_SPLIT', 'COPY', 'PLAIN_NAMES', 'LAST_FOLDER', 'Place', 'Layout', 'splits_of',
            'place_folders', 'read_pattern', 'labels_by_name', 'decide_layout', 'listed', 'number_of']
 
 # %% ../nbs/library/layout.ipynb #ly000006
 UNLABELED = "an unlabeled test image"
+NO_IMAGE = "not an image by its name"
 NO_CLASS, NO_SPLIT = "not in a class folder", "not in the folder of a split, as other images are"
 COPY = "in a folder that has the class folders a second time"
 
@@ -74,7 +75,7 @@ def _split_level(folders, by_name):
     return -1, {}
 
 def _are_splits(folders, names, splits, by_name):
-    "Whether folders at the top with the names of splits are splits, and not classes."
+    "Whether the folders at the top with names of splits are splits, and not classes."
     inside = {}
     for folder in folders:
         name = splits.get(folder[0]) if folder else None
@@ -118,9 +119,16 @@ def _place(rest, split="", split_folder=""):
     if not rest: return Place("", split, NO_CLASS, split_folder)
     return Place(rest[0].strip(), split, "", split_folder, "/".join(rest[1:]))
 
+def _by_top(folders):
+    "What is inside each folder at the top; () stands for images directly in it."
+    inside = {}
+    for folder in folders:
+        if folder: inside.setdefault(folder[0], set()).add(folder[1:])
+    return inside
+
 def _splits_first(folders, splits):
     "Places where the folders at the top are splits. A test set without any class of the others has no labels."
-    inside = {name: {folder[1:] for folder in folders if folder[:1] == (name,)} for name in splits}
+    inside = {name: rests for name, rests in _by_top(folders).items() if name in splits}
     found = {name: _inside_split(name, inside, splits[name]) for name in splits}
     labels = {name: {place.label for place in found[name].values()} - {""} for name in splits}
     places = {folder: Place(reason=NO_SPLIT if folder else NO_CLASS) for folder in folders}
@@ -145,7 +153,8 @@ def _split_below(folder, level, splits):
 # %% ../nbs/library/layout.ipynb #ly000016
 def _without_splits(folders):
     "Places where no level is one of splits: the folder at the top is the class."
-    tests = {folder for folder in folders if folder and _is_flat_test(folder[0], folders)}
+    flat = {name for name, rests in _by_top(folders).items() if split_named(name) == "test" and _is_flat(rests)}
+    tests = {folder for folder in folders if folder and folder[0] in flat}
     rest = place_folders(list(folders - tests)) if tests else {}
     if len({place.label for place in rest.values()} - {""}) > 1:
         return rest | {folder: Place("", "test", UNLABELED, folder[0]) for folder in tests}
@@ -154,18 +163,17 @@ def _without_splits(folders):
     return {folder: _place_copy(folder) if folder[:1] and folder[0] in copies else _place(folder, split)
             for folder in folders}
 
-def _is_flat_test(name, folders):
-    "Whether a folder at the top has the name of a test set and no class folders."
-    rests = [folder[1:] for folder in folders if folder[:1] == (name,)]
-    return split_named(name) == "test" and max(map(len, rests)) <= _common(rests)
+def _is_flat(folders):
+    "Whether there are no class folders."
+    return max(map(len, folders)) <= _common(folders)
 
 def _repeated(folders):
     "The folders at the top whose own folders all have the names of their neighbors."
-    inside = {}
-    for folder in folders:
-        if folder: inside.setdefault(folder[0], set()).update(folder[1:2] or [""])
-    found = {name for name, names in inside.items() if names <= set(inside) and (len(names) > 1 or split_named(name))}
-    return {name for name in found if inside[name] <= set(inside) - found}
+    inside = {name: {rest[:1] for rest in rests} for name, rests in _by_top(folders).items()}
+    tops = {(name,) for name in inside}
+    found = {name for name, names in inside.items() if names <= tops and (len(names) > 1 or split_named(name))}
+    once = tops - {(name,) for name in found}
+    return {name for name in found if inside[name] <= once}
 
 def _place_copy(folder):
     "The place of images in a folder that repeats its neighbors."
@@ -181,11 +189,24 @@ def place_folders(
     depth = _common(folders)
     inner = {folder: folder[depth:] for folder in folders}
     level, splits = _split_level(set(inner.values()), by_name)
-    if by_name: places = {rest: _only_split(rest, level, splits) for rest in inner.values()}
-    elif level < 0: places = _without_splits(set(inner.values()))
-    elif level == 0: places = _splits_first(set(inner.values()), splits)
-    else: places = {rest: _split_below(rest, level, splits) for rest in inner.values()}
+    rests = set(inner.values())
+    if by_name: places = {rest: _only_split(rest, level, splits) for rest in rests}
+    elif level == 0: places = _splits_first(rests, splits)
+    elif level > 0: places = {rest: _split_below(rest, level, splits) for rest in rests}
+    elif name := _only_with_splits(rests): places = _inside_one(name, rests)
+    else: places = _without_splits(rests)
     return {folder: places[rest] for folder, rest in inner.items()}
+
+def _only_with_splits(folders):
+    "The only folder at the top in which there are splits with class folders; an empty string without."
+    found = [name for name, rests in _by_top(folders).items()
+             if max(map(len, rests)) > 1 and _split_level(rests, False)[0] == 0]
+    return found[0] if len(found) == 1 else ""
+
+def _inside_one(name, folders):
+    "Places where one folder at the top has everything, and others are next to it."
+    inside = place_folders(list(_by_top(folders)[name]))
+    return {folder: inside[folder[1:]] if folder[:1] == (name,) else Place(reason=NO_SPLIT) for folder in folders}
 
 def _only_split(folder, level, splits):
     "The place of images whose names tell their classes."
@@ -255,17 +276,14 @@ def _labeled_by_name(table, label_pattern):
 def _why_no_image(path):
     "Why a file that is no image by its name is not used."
     is_archive = path.lower().endswith(ARCHIVE_SUFFIXES)
-    return "an archive inside; unpack it to use its images" if is_archive else "not an image by its name"
+    return "an archive inside; unpack it to use its images" if is_archive else NO_IMAGE
 
 # %% ../nbs/library/layout.ipynb #ly000025
 def _describe(table, label_pattern):
     "How a layout was read, from the table of its images."
     used = table[table.reason == ""]
     reading = Reading().decide(*_say_classes(used, label_pattern), *_say_splits(used), *_say_unlabeled(table))
-    if not label_pattern: reading += _say_levels(used)
-    for reason, images in table[~table.reason.isin(["", UNLABELED])].groupby("reason", sort=False):
-        reading = reading.remark(f"{number_of(len(images), 'image')} not used, {reason}: {listed(images.path)}")
-    return reading
+    return reading if label_pattern else reading + _say_levels(used)
 
 def _say_around(folders):
     "Which folders there are around everything."

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .image_sources import FolderImages, ImageSource, TarImages, ZipImages
+from .image_sources import FolderImages, ImageSource, open_archive
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'Listing', 'clean_path', 'why_junk',
-           'is_archive', 'list_files']
+__all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'HIDDEN', 'BY_PROGRAM', 'TEXT', 'Listing',
+           'clean_path', 'why_junk', 'is_archive', 'list_files']
 
 # %% ../nbs/library/listing.ipynb #ls000006
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -67,6 +67,8 @@ PROGRAM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"
 TEXTS = re.compile(r"(readme|licen[cs]e|copying|citation|changelog|notice|authors)([\W_].*)?")
 NO_TEXTS = (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES, ".csv", ".tsv", ".xlsx", ".parquet", ".json", ".jsonl", ".npz", ".npy")
 
+HIDDEN, BY_PROGRAM, TEXT = "hidden", "made by a program, not part of the data", "a text about the data"
+
 def why_junk(
     path: str,  # relative to the root, with slashes
 ) -> str:
@@ -81,13 +83,13 @@ def _why_junk_folder(folder):
 
 def _why_junk_name(name):
     "Why a file or folder is no part of the data by its name alone."
-    if name.casefold() in PROGRAM_FILES: return "made by a program, not part of the data"
-    return "hidden" if name.startswith(".") and name.strip(".") else ""
+    if name.casefold() in PROGRAM_FILES: return BY_PROGRAM
+    return HIDDEN if name.startswith(".") and name.strip(".") else ""
 
 def _why_junk_text(name):
     "Why a file is not part of the data, but a text about them."
     is_text = TEXTS.fullmatch(name.casefold()) and not name.lower().endswith(NO_TEXTS)
-    return "a text about the data" if is_text else ""
+    return TEXT if is_text else ""
 
 # %% ../nbs/library/listing.ipynb #ls000014
 def _walk(root):
@@ -141,13 +143,8 @@ def is_archive(
 
 def _open_archive(path):
     "The source of an archive, its names, and what cannot be used, with the reason."
-    if tarfile.is_tarfile(path):
-        source = TarImages(path)
-        return source, source.names(), source.set_aside
-    source = ZipImages(path)
-    try: return source, source.names(), []
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no zip that can be read: {error}") from None
+    source = open_archive(path)
+    return source, source.names(), source.set_aside
 
 # %% ../nbs/library/listing.ipynb #ls000018
 def list_files(
@@ -159,15 +156,15 @@ def list_files(
     kept, junk, folders = [], [], []
     for name in names:
         clean = clean_path(name).removesuffix("/")
-        reason = why_junk(clean) or ("leads out of the archive" if _leads_out(name) else "")
+        reason = why_junk(clean) or ("" if _is_text(name) else "its name is not in UTF-8; rename it")
         if name.endswith(("/", "\\")): folders += [clean] if clean and not reason else []
         elif reason: junk.append((name, reason))
         else: kept.append(name)
     return Listing(path, source, sorted(kept), sorted(refused + junk), _without_files(folders, kept))
 
-def _leads_out(name):
-    "Whether a member of an archive would lie outside of it."
-    return name.startswith("/") or ".." in name and ".." in name.replace("\\", "/").split("/")
+def _is_text(name):
+    "Whether a name can be written to a file of text, as the names of images are."
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
 def _without_files(folders, files):
     "Those of the folders that have no file, directly or further down."

@@ -16,14 +16,14 @@ import pandas as pd
 from .arrays import dataset_from_arrays, find_arrays
 from .data import Dataset, index_classes
 from .image_sources import FolderImages
-from .layout import UNLABELED, decide_layout, labels_by_name, listed, number_of
-from .listing import Listing, clean_path, is_archive, list_files
+from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of
+from .listing import BY_PROGRAM, HIDDEN, TEXT, Listing, clean_path, is_archive, list_files
 from .reading import Reading, ReadOptions
 from .table_files import TABLE_SUFFIXES
 from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled',
+__all__ = ['COLUMNS', 'NO_DATA', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled',
            'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
@@ -84,7 +84,8 @@ COLUMNS = ["image_column", "label_column", "group_column", "split_column"]
 
 def _tables_of(listing, options):
     "The tables that name the images, and what is said of others."
-    if options.label_pattern: _refuse(options, COLUMNS, "a label_pattern is given, so no table is read")
+    if options.label_pattern:
+        _refuse(options, COLUMNS, "a label_pattern is given, so no table is read")
     has_tables = any(path.lower().endswith(TABLE_SUFFIXES) for path in listing.paths)
     return find_tables(listing, options) if has_tables and not options.label_pattern else ([], Reading())
 
@@ -112,7 +113,19 @@ def _read_inside(name, listing, archive, options):
 
 def _also_skipped(dataset, pairs):
     "The data set with more that was left out, and why."
-    return replace(dataset, skipped=pd.concat([dataset.skipped, _table_of_skipped(pairs)], ignore_index=True))
+    skipped = pd.concat([dataset.skipped, _table_of_skipped(pairs)], ignore_index=True)
+    return replace(dataset, skipped=skipped, reading=dataset.reading + _say_left_out(pairs))
+
+NO_DATA = (HIDDEN, BY_PROGRAM, TEXT, NO_IMAGE)  # reasons that nobody needs to look at
+
+def _say_left_out(pairs):
+    "How many files were left out for which reason, and the first of them."
+    reading, by_reason = Reading(), {}
+    for path, reason in pairs: by_reason.setdefault(reason, []).append(path)
+    for reason, paths in by_reason.items():
+        sentence = f"{number_of(len(paths), 'file')} not used, {reason}: {listed(map(clean_path, paths), 3)}"
+        reading = reading.decide(sentence) if reason in NO_DATA else reading.remark(sentence)
+    return reading
 
 def _table_of_skipped(pairs):
     "What was left out, and why."
@@ -134,8 +147,9 @@ def dataset_from_folders(
     ids = _ids_of(layout.images.path)
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
     if layout.images.split.any(): items["split"] = layout.images.split
-    skipped = [*((path, UNLABELED) for path in layout.unlabeled), *layout.unused, *listing.set_aside]
-    return Dataset(name, items, classes, listing.source, _table_of_skipped(skipped), layout.reading)
+    skipped = _table_of_skipped([*((path, UNLABELED) for path in layout.unlabeled), *layout.unused])
+    dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + _say_left_out(layout.unused))
+    return _also_skipped(dataset, listing.set_aside)
 
 def _ids_of(paths):
     "Paths as they are compared, and as they are written where two would be equal."
@@ -148,7 +162,7 @@ def _say_no_class(listing, options):
     images, archives = listing.images(), listing.archives()
     if not images:
         found = f"archives inside ({listed(archives)}); unpack them" if archives else _say_files(listing)
-        return f"{listing.root}: no images in class folders; there are {found}"
+        return f"{listing.root}: no images in class folders; found {found}"
     if options.label_pattern:
         return f"{listing.root}: label_pattern {options.label_pattern!r} fits none of {_say_images(images)}"
     return (f"{listing.root}: no images in class folders; expected CLASS/image.jpg, but there are "
@@ -156,7 +170,7 @@ def _say_no_class(listing, options):
 
 def _say_files(listing):
     "What there is where no image is."
-    files = [*listing.paths, *(path for path, _ in listing.set_aside)]
+    files = [*listing.paths, *(f"{path} ({reason})" for path, reason in listing.set_aside)]
     return f"{number_of(len(files), 'other file')}: {listed(map(clean_path, files))}" if files else "no files at all"
 
 def _say_images(images):
@@ -200,7 +214,7 @@ def _say_alike(classes):
     "A remark for every group of class names that differ only in capitals."
     for _, names in pd.Series(classes).groupby([name.casefold() for name in classes]):
         if len(names) < 2: continue
-        yield f"The classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
+        yield f"the classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
 
 def _say_gaps(dataset):
     "A remark for the classes that are missing in a split."

@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 
 from .data import Dataset, index_classes
 from .image_sources import ArrayImages
+from .layout import listed
 from .listing import Listing
 from .provenance import cached_file, file_digest, make_key
 from .reading import Reading, ReadOptions, split_named
@@ -90,7 +91,9 @@ def stored_arrays(
 ) -> dict[str, StoredArray]:  # by name
     "Return all arrays of an npz, or of the npy files in a folder. Raises `ValueError` for a damaged file."
     path = Path(path)
-    if path.is_dir(): return {file.stem: _describe(file) for file in sorted(path.glob("*.npy"))}
+    if path.is_dir():
+        files = {file.relative_to(path).with_suffix("").as_posix(): file for file in sorted(path.rglob("*.npy"))}
+        return {name: _describe(file) for name, file in files.items() if not re.search(r"(^|/)\.", name)}
     with open(path, "rb") as file: start = file.read(6)
     if start == b"\x93NUMPY":
         raise ValueError(f"{path} is an npy file by its content: rename it to .npy, with its labels beside it")
@@ -156,7 +159,7 @@ def _copy(array, file):
 USUAL_ARRAYS = {"images": ("images", "image", "x", "data", "imgs", "img", "pixels", "arr_0"),
                 "labels": ("labels", "label", "y", "targets", "target", "arr_1"),
                 "groups": ("groups", "group"), "ids": ("ids", "id"), "split": ("split", "splits"),
-                "classes": ("classes", "class_names")}
+                "classes": ("classes", "class_names", "label_names")}
 
 def array_role(
     name: str,  # of an array, e.g. "x_train"
@@ -182,14 +185,14 @@ def _sets(path, arrays, options):
     for name, array in arrays.items():
         split, role = array_role(name, options)
         if role in sets.setdefault(split, {}):
-            raise ValueError(f"{path}: two arrays may be the {role}: {', '.join(arrays)}")
+            raise ValueError(f"{path}: two arrays may be the {role}: {listed(arrays, 20)}")
         sets[split][role] = array
     complete = {split: roles for split, roles in sets.items() if {"images", "labels"} <= roles.keys()}
     if not complete:
-        raise ValueError(f"{path}: no pair of images and labels among the arrays {', '.join(arrays) or '(none)'}; expected "
+        raise ValueError(f"{path}: no pair of images and labels among the arrays {listed(arrays) or '(none)'}; expected "
                          "images and labels, train_images and train_labels (val, test), or x_train and y_train")
     if len(complete) > 1 and "" in complete:
-        raise ValueError(f"{path} has images both with and without a split: {', '.join(arrays)}")
+        raise ValueError(f"{path} has images both with and without a split: {listed(arrays, 20)}")
     order = [split for split in ("", "train", "validation", "test") if split in complete]
     return {split: complete[split] for split in order}, _unused(sets, complete)
 
@@ -237,8 +240,9 @@ def find_arrays(
     "Find the arrays of a folder without images. Raises `ValueError` where several files could be meant."
     paths = [listing.root / path for path in listing.paths if path.lower().endswith((".npz", ".npy"))]
     if not paths or listing.images() or not listing.root.is_dir(): return None
-    choices = {path if path.suffix.lower() == ".npz" else path.parent for path in paths}
-    if len(choices) == 1: return choices.pop()
+    archives = [path for path in paths if path.suffix.lower() == ".npz"]
+    if not archives: return listing.root
+    if len(paths) == 1: return paths[0]
     raise ValueError(f"{listing.root} has several sets of arrays ({', '.join(sorted(path.name for path in paths))}); "
                      "give the path of one npz, or of one folder of npy files")
 
@@ -267,7 +271,8 @@ def dataset_from_arrays(
 
 def _class_names(arrays):
     "The names in an array `classes`; none without."
-    return [str(one) for one in arrays["classes"].values().tolist()] if "classes" in arrays else []
+    name = next((name for name in arrays if name in USUAL_ARRAYS["classes"]), "")
+    return [str(one) for one in arrays[name].values().tolist()] if name else []
 
 def _read_set(path, split, roles, classes):
     "The items of a split with their class names, and sentences. Raises `ValueError` where lengths do not fit."
@@ -294,14 +299,15 @@ def _upright(images):
 
 def _describe_sets(sets):
     "A sentence on what was read."
-    listed = [f"{roles['images'].short_name} {roles['images'].shape}" + (f" for {split}" if split else "")
-              for split, roles in sets.items()]
-    return f"arrays {', '.join(listed)}"
+    named = [f"{roles['images'].short_name} {roles['images'].shape}" + (f" for {split}" if split else "")
+             for split, roles in sets.items()]
+    return f"arrays {', '.join(named)}"
 
 def _say_unused(arrays):
     "A remark on arrays that are not used."
-    listed = ", ".join(f"{array.short_name} {array.shape}" for array in arrays)
-    if listed: yield f"arrays not used, as images or labels are missing or lengths differ: {listed}"
+    named = [f"{array.short_name} {array.shape}" for array in arrays]
+    if named:
+        yield f"arrays not used, as images or labels are missing or lengths differ: {listed(named)}"
 
 def _with_classes(name, path, items, classes, source, reading):
     "The data set; images with an empty class name are listed as left out."

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ from .table_files import Table
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'YES', 'NO', 'GROUP_WORDS', 'NA_WORDS', 'PLURALS', 'plain_name',
            'named_column', 'image_column', 'with_header', 'choose_split', 'group_columns', 'offer_groups', 'group_rows',
-           'Labels', 'choose_labels']
+           'Labels', 'NoLabels', 'choose_labels']
 
 # %% ../nbs/library/columns.ipynb #co000006
 IMAGE_COLUMNS = ("file", "filename", "file_name", "filenames", "files", "image", "images", "image_file", "image_name",
@@ -29,7 +31,8 @@ IMAGE_COLUMNS = ("file", "filename", "file_name", "filenames", "files", "image",
                  "img_id", "id")
 LABEL_COLUMNS = ("class", "class_name", "classname", "species", "label_name", "label", "labels", "category",
                  "category_name", "categories", "classes", "cats", "target", "targets", "tag", "tags", "y")
-SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "dataset", "data_set", "data_split")
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase", "usage", "dataset", "data_set", "data_split",
+                 "fold", "folds", "kfold")
 
 def plain_name(
     column: str,  # a column's name
@@ -77,10 +80,13 @@ def with_header(
 ) -> Table:
     "Return a table as it is, or numbered columns where its first row already names an image."
     found = [bool(place) for place in finder.find(table.header, table.path)]
-    is_file = any(is_found and name.lower().endswith(IMAGE_SUFFIXES) for name, is_found in zip(table.header, found))
+    is_file = any(is_found and _is_no_name(name, len(found)) for name, is_found in zip(table.header, found))
     others = [number for number, is_found in enumerate(found) if not is_found]
     repeated = any((table.cells.iloc[:, number] == table.header[number]).any() for number in others)
     return table.without_header() if is_file or (any(found) and repeated) else table
+def _is_no_name(cell, columns):
+    "Whether a cell of the first row is rather a file than the name of a column."
+    return cell.lower().endswith(IMAGE_SUFFIXES) or "/" in cell or (columns == 1 and plain_name(cell) not in IMAGE_COLUMNS)
 
 # %% ../nbs/library/columns.ipynb #co000010
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
@@ -97,13 +103,11 @@ def choose_split(
 ) -> tuple[str, pd.Series | None, Reading]:  # the column, or ""; each row's split, "" for an empty cell
     "Return the split that came with a table. Raises `ValueError` for values that are no splits."
     usual = [column for column in table.cells if plain_name(column) in SPLIT_COLUMNS]
-    columns = [named_column(table, wanted, "split_column")] if wanted else usual + _train_marks(table)
+    columns = [named_column(table, wanted, "split_column")] if wanted else usual + list(_marks(table))
     reading = Reading()
     for column in columns:
         values = table.cells[column].str.strip()
-        is_mark = column in _train_marks(table)
-        meaning = {value: _split_of_mark(value) if is_mark else split_named(value) for value in values.unique()}
-        splits = values.map(meaning)
+        splits = values.map({value: _marks(table).get(column, split_named)(value) for value in values.unique()})
         unknown = values[(splits == "") & (values != "")]
         if not len(unknown) and (splits != "").any():
             counts = ", ".join(f"{count} {split}" for split, count in splits[splits != ""].value_counts().items())
@@ -113,13 +117,19 @@ def choose_split(
             reading = reading.remark(f"the column {column} is not used as a split: {_examples(unknown)} are no splits")
     return "", None, reading
 
-def _train_marks(table):
-    "Columns that say yes or no to being training data."
-    return [column for column in table.cells
-            if re.fullmatch("is_?train(ing)?(_image|_img)?", plain_name(column)) and _is_binary(table.cells[column])]
+def _marks(table):
+    "Columns that say yes or no to being of a split, such as fastai's `is_valid`; for each, what a value means."
+    found = {}
+    for column in table.cells:
+        name = re.fullmatch("is_?([a-z]+)(_image|_img)?", plain_name(column))
+        split = split_named(name.group(1)) if name else ""
+        if split and _is_binary(table.cells[column]): found[column] = partial(_split_of_mark, split)
+    return found
 
-def _split_of_mark(value):
-    return "train" if value.casefold() in YES else "test"
+def _split_of_mark(split, value):
+    "The split of a row that says yes or no to being of one."
+    if value.casefold() in YES: return split
+    return "test" if split == "train" else "train"
 
 def _examples(values):
     return listed(map(repr, values))
@@ -235,8 +245,14 @@ def _check_several(table, image, labels):
 def _row_of_several(names, column):
     "The first row whose cell looks like several labels; None without."
     whole = set(names)
-    several = {name for name in whole if _is_several(name, whole, plain_name(column) in PLURALS)}
+    is_plural = plain_name(column) in PLURALS
+    words = Counter(word for name in whole for word in set(name.split())) if is_plural else Counter()
+    several = {name for name in whole if _is_several(name, whole, is_plural) or _repeats_all(name, words)}
     return names.index[names.isin(several)][0] if several else None
+
+def _repeats_all(name, words):
+    "Whether a label has several words, each of which is in other labels too."
+    return len(name.split()) > 1 and all(words[word] > 1 for word in name.split())
 
 def _is_several(name, whole, is_plural):
     "Whether a label looks like several: lists always, words where they are labels themselves."
@@ -273,27 +289,38 @@ def _one_hot_reason(columns, marks):
     return f"several labels: {', '.join(several)}" if several else "no label"
 
 # %% ../nbs/library/columns.ipynb #co000027
+class NoLabels(ValueError):
+    "A table without any column that could be the label."
+
 def choose_labels(
     table: Table,
     taken: list[str],  # columns that mean something else: images, split, groups
     options: ReadOptions,
 ) -> Labels:
-    "Return the labels of a table. Raises `ValueError` where no column, or more than one label a row, is found."
-    others = [column for column in table.cells if column not in taken and not _counts_rows(table, column)]
+    """Return the labels of a table. Raises `NoLabels` where no column could be the label, `ValueError` where several
+    could, or a cell has several labels."""
+    others = [column for column in table.cells if column not in taken]
     if options.label_column: return _wanted_labels(table, options.label_column)
     usual = sorted((column for column in others if plain_name(column) in LABEL_COLUMNS),
                    key=lambda column: LABEL_COLUMNS.index(plain_name(column)))
     if usual: return _check_several(table, taken[0], _column_labels(table, usual[0], usual[1:]))
     if len(one_hot := [column for column in others if _is_binary(table.cells[column])]) > 1:
         return _one_hot_labels(table, one_hot)
-    if len(others) == 1:
+    if len(others) == 1 and _may_be_label(table.cells[others[0]]):
         return _check_several(table, taken[0], _column_labels(table, others[0], []))
-    raise ValueError(f"{table.path}: no column is surely the label. {_suggest_labels(table, others)}")
+    plausible = [column for column in sorted(others, key=_is_identifier) if _may_be_label(table.cells[column])]
+    if not plausible:
+        raise NoLabels(f"{table.path}: no column of labels among {listed(table.cells, 20)}; choose with label_column")
+    choices = "; ".join(_describe_values(column, table.cells[column]) for column in plausible[:10])
+    raise ValueError(f"{table.path}: no column is surely the label. Choose with label_column: {choices}")
 
-def _counts_rows(table, column):
-    "Whether a column has no name of its own and counts the rows."
-    is_unnamed = bool(table.header) and re.fullmatch(r"column \d+|unnamed: \d+", column.casefold())
-    return bool(is_unnamed) and table.cells[column].is_unique and table.cells[column].str.fullmatch(r"\d+").all()
+def _may_be_label(values):
+    "Whether the values of a column repeat as labels do."
+    return 2 <= values.nunique() <= max(2, len(values) / 2)
+
+def _describe_values(column, values):
+    "A column with its values, for a choice."
+    return f"{column} ({number_of(values.nunique(), 'value')}: {listed(sorted(values.unique()), 3)})"
 
 def _wanted_labels(table, wanted):
     "The labels in the column that was asked for, or in several that are separated by commas (one-hot)."
@@ -306,13 +333,3 @@ def _wanted_labels(table, wanted):
                 f"{labels.names[row]!r} looks like several labels; such a cell of {column} is taken as one class")
         return labels
     return _one_hot_labels(table, [named_column(table, name, "label_column") for name in several])
-
-def _suggest_labels(table, columns):
-    "Which columns could be the label."
-    plausible = [(column, table.cells[column].unique()) for column in sorted(columns, key=_is_identifier)]
-    most = max(2, len(table.cells) / 2)
-    plausible = [(column, sorted(values)) for column, values in plausible if 2 <= len(values) <= most]
-    choices = "; ".join(f"{column} ({number_of(len(values), 'value')}: {listed(values, 3)})"
-                        for column, values in plausible[:10])
-    if choices: return f"Choose with label_column: {choices}"
-    return f"Its columns are {', '.join(table.cells)}; choose with label_column"

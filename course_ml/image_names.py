@@ -14,7 +14,7 @@ from .listing import IMAGE_SUFFIXES, Listing, clean_path, list_files
 from .reading import split_named
 
 # %% auto #0
-__all__ = ['split_in_name', 'ImageFinder', 'listings_of_archives']
+__all__ = ['split_in_name', 'ImageFinder', 'listings_of_archives', 'rank_archive']
 
 # %% ../nbs/library/image_names.ipynb #in000006
 def _tail_parts(path):
@@ -107,6 +107,15 @@ def listings_of_archives(
     "List the archives in a folder; archives in archives are not opened."
     if not listing.root.is_dir(): return []
     return [found for found in map(_list_archive, [listing.root / path for path in listing.archives()]) if found]
+
+def rank_archive(
+    path: str,  # of an archive
+    table: str,  # path of a table
+) -> int:  # the smallest is nearest
+    "Return how near the name of an archive is to a table's."
+    split, stem = split_in_name(path.removesuffix(".gz")), PurePosixPath(path).stem
+    if stem == PurePosixPath(table).stem or (split and split == split_in_name(table)): return 0
+    return 3 if split == "test" else 2 if split else 1
 
 def _list_archive(path):
     "The listing of an archive; None where it cannot be read."

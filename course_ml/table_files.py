@@ -89,7 +89,7 @@ def recognize_separator(
 
 def _fit(text, separator):
     "How well a separator fits: whether it cuts the first row, how many rows it cuts alike, into how many cells."
-    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try: rows = [row for row in islice(reader, 50) if row]
     except csv.Error: return (False, 0, 0)
     if not rows: return (False, 0, 0)
@@ -215,9 +215,12 @@ def _json_rows(document):
     return ([{"file": file, "label": label} for file, label in document] if pairs else []), ()
 
 def _rows_of_object(document):
-    "The rows of an object of columns, or of an object whose keys are files."
+    "The rows of an object of classes with lists of paths, of columns, or of files."
     values = list(document.values())
-    if all(isinstance(value, list) for value in values) and len(set(map(len, values))) == 1:
+    lists = all(isinstance(value, list) for value in values)
+    if lists and all(re.search(r"/|\.\w{3,4}$", str(path)) for paths in values for path in paths):
+        return [{"file": path, "label": name} for name, paths in document.items() for path in paths]
+    if lists and len(set(map(len, values))) == 1:
         return [dict(zip(document, row)) for row in zip(*values)]
     if all(isinstance(value, dict) for value in values):
         return [{"file": key, **value} for key, value in document.items()]

@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from course_ml.columns import (
+    Labels,
+    NoLabels,
     choose_labels,
     choose_split,
     group_columns,
@@ -22,29 +24,30 @@ from course_ml.columns import (
     with_header,
 )
 from .data import Dataset, index_classes
-from .image_names import ImageFinder, listings_of_archives, split_in_name
+from .image_names import ImageFinder, listings_of_archives, rank_archive, split_in_name
 from .layout import listed, number_of
-from .listing import Listing
+from .listing import Listing, clean_path
 from .reading import Reading, ReadOptions, split_named
 from .table_files import TABLE_SUFFIXES, Table, read_table
 
 # %% auto #0
-__all__ = ['USUAL_TABLES', 'RESERVED', 'find_tables', 'dataset_from_table', 'unlabelled_from_table']
+__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'EMPTY_LABELS', 'NAMES_IMAGES', 'RESERVED', 'find_tables',
+           'dataset_from_table', 'unlabelled_from_table']
 
 # %% ../nbs/library/tables.ipynb #ta000006
 class _Places:
     "Where the images of tables may be: in the listing, or else in an archive in its folder."
     def __init__(self, listing):
         self.listing = listing
-        self._finders = [ImageFinder(listing)]
+        self._files = ImageFinder(listing)
         self._archives = None  # opened only when a table names none of the files themselves
 
-    def finders(self):
-        "Yield a finder for the files themselves, then one for each archive."
-        yield from self._finders[:1]
+    def finders(self, table):
+        "Yield a finder for the files themselves, then one for each archive, those with a name like the table's first."
+        yield self._files
         if self._archives is None:
             self._archives = list(map(ImageFinder, listings_of_archives(self.listing)))
-        yield from self._archives
+        yield from sorted(self._archives, key=lambda finder: rank_archive(finder.listing.root.name, table))
 
 @dataclass
 class _Opened:
@@ -56,11 +59,11 @@ class _Opened:
 def _open_table(path, places, options, finders=None):
     "A table and where its images are. Raises `ValueError` for a file that is no table, or a missing column."
     table = read_table(places.listing.read(path), path)
-    for finder in finders or places.finders():
+    for finder in finders or places.finders(path):
         headed = with_header(table, finder)
         image = image_column(headed, finder, options.image_column)
         if image: return _Opened(headed, finder, image)
-    return _Opened(table, next(places.finders()), "")
+    return _Opened(table, next(places.finders(path)), "")
 
 def _columns(opened, options):
     "The columns of images, split and groups, each row's split, and what to say of it."
@@ -70,6 +73,8 @@ def _columns(opened, options):
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")
+SUBMISSION, NO_LABELS, EMPTY_LABELS = NAMES_IMAGES = (
+    "its name says that it is a submission", "it has no column of labels", "its labels are empty")
 
 def find_tables(
     listing: Listing,  # of a folder or an archive
@@ -77,20 +82,36 @@ def find_tables(
 ) -> tuple[list[str], Reading]:  # paths of the tables that are one data set, none where folders decide; what to say
     """Find the table that names the images of a listing, or the tables of its splits.
     Raises `ValueError` where several could be meant, or none has a column that an option names."""
-    places, reading, found, reasons = _Places(listing), Reading(), {}, {}
+    places, found, reasons = _Places(listing), {}, {}
     for path in _candidates(listing):
-        try: labels = _labels_of(path, places, options)
+        try: found[path] = _labels_of(path, places, options)
         except ValueError as error: reasons[path] = str(error).removeprefix(path).lstrip(":, ")
-        else: found[path] = labels
-    chosen = _choose_tables(listing, found)
-    reasons |= {path: "the other tables have the labels" for path in found if path not in chosen}
+    clear = {path: columns for path, columns in found.items() if columns} or found
+    chosen = _choose_tables(listing, clear) if clear else _split_lists(reasons)
+    reasons |= {path: "another table has the labels" for path in found if path not in chosen}
     asked = (options.image_column, options.label_column, options.group_column, options.split_column)
     asked = [name for name in asked if name]
     if asked and not chosen:
-        found = "; ".join(f"{path}: {reason}" for path, reason in reasons.items()) or "there is no table"
-        raise ValueError(f"{listing.root}: no table has images and the column {' and '.join(asked)} ({found})")
-    told = {path: reason for path, reason in reasons.items() if not path.lower().endswith((".txt", ".json"))}
-    return chosen, reading.decide(*(f"table {path} not used: {reason}" for path, reason in told.items()))
+        told = "; ".join(f"{path}: {reason}" for path, reason in reasons.items()) or "there is no table"
+        raise ValueError(f"{listing.root}: no table has images and the column {' and '.join(asked)} ({told})")
+    return chosen, Reading().decide(*_say_unused(reasons, chosen))
+
+def _say_unused(reasons, chosen):
+    "Which tables are not used, and why; a text or JSON without names of images need not be a table."
+    for path, reason in reasons.items():
+        if path not in chosen and (reason in NAMES_IMAGES or not path.lower().endswith((".txt", ".json"))):
+            yield f"table {path} not used: {reason}"
+
+def _split_lists(reasons):
+    "The tables without labels that list the images of each split; none unless there is one for each of several."
+    splits = {path: split_in_name(path) for path, reason in reasons.items() if reason == NO_LABELS}
+    splits = {path: split for path, split in splits.items() if split}
+    several = "train" in splits.values() and len(splits) > 1 and len(set(splits.values())) == len(splits)
+    return _in_order(splits) if several else []
+
+def _in_order(splits):
+    "Paths in the order of their splits."
+    return sorted(splits, key=lambda path: ["train", "validation", "test"].index(splits[path]))
 
 def _candidates(listing):
     "The paths of files that may be tables of images; a folder with many JSON or text files has one for each image."
@@ -101,16 +122,16 @@ def _candidates(listing):
 def _labels_of(path, places, options):
     "The columns of a table's labels; () where they are not clear. Raises `ValueError` with the reason not to use it."
     if "submission" in PurePosixPath(path).stem.casefold():
-        raise ValueError("its name says that it is a submission")
+        raise ValueError(SUBMISSION)
     opened = _open_table(path, places, options)
     if not opened.image: raise ValueError("it names none of the images")
     _check_columns(opened.table, options)
     try: taken, *_ = _columns(opened, options)
     except ValueError: return ()  # said where the table is read
-    if set(opened.table.cells) <= set(taken): raise ValueError("it has no column of labels")
     try: labels = choose_labels(opened.table, taken, options)
+    except NoLabels: raise ValueError(NO_LABELS) from None
     except ValueError: return ()
-    if not (labels.names != "").any(): raise ValueError("its labels are empty")
+    if not (labels.names != "").any(): raise ValueError(EMPTY_LABELS)
     return labels.columns
 
 def _check_columns(table, options):
@@ -126,18 +147,18 @@ def _choose_tables(listing, found):
     train = next((path for path in found if splits[path] == "train"), None)
     alike = [path for path in found if train and splits[path] and found[path] == found[train]]
     if len(alike) > 1 and len({splits[path] for path in alike}) == len(alike) and len(alike) >= len(found) - 1:
-        return sorted(alike, key=lambda path: ["train", "validation", "test"].index(splits[path]))
+        return _in_order({path: splits[path] for path in alike})
     usual = [path for path in found if PurePosixPath(path).stem.casefold() in USUAL_TABLES]
     best = min((USUAL_TABLES.index(PurePosixPath(path).stem.casefold()) for path in usual), default=0)
     first = [path for path in usual if PurePosixPath(path).stem.casefold() == USUAL_TABLES[best]]
-    chosen = list(found) if len(found) < 2 else first
-    if len(chosen) == 1 or not found: return chosen
+    chosen = list(found) if len(found) == 1 else first
+    if len(chosen) == 1: return chosen
     raise ValueError(f"{listing.root} has {len(found)} tables that name images and labels: {listed(found)}. "
                      "Give the path of the one to read (of an archive: unpack it first)")
 
 def _split_of_folder(path):
     "The split that a folder of a path means; empty without."
-    return next(filter(None, map(split_named, PurePosixPath(path).parts[:-1])), "")
+    return next(filter(None, map(split_named, PurePosixPath(clean_path(path)).parts[:-1])), "")
 
 # %% ../nbs/library/tables.ipynb #ta000010
 def dataset_from_table(
@@ -154,9 +175,10 @@ def dataset_from_table(
     rows = pd.concat([rows for rows, *_ in parts], ignore_index=True)
     cells = pd.concat([cells for _, cells, *_ in parts], ignore_index=True).fillna("")
     rows["reason"] = _repeated(rows)
+    by_folder = [] if "split" in rows else list(_split_by_folder(rows))
     used = (rows.reason == "").to_numpy()
     if not used.any(): raise ValueError(f"{', '.join(tables)}: {_explain_none(rows, first.image)}")
-    reading, groups = sum((part[3] for part in parts[1:]), parts[0][3]), parts[0][2]
+    reading, groups = sum((part[3] for part in parts[1:]), parts[0][3]).decide(*by_folder), parts[0][2]
     items = _items(rows[used], cells[used].drop(columns=[first.image], errors="ignore"), groups)
     classes, items["label"] = index_classes(rows.label[used])
     reading = reading.decide(f"{number_of(len(classes), 'class')}: {listed(classes, 10)}")
@@ -173,15 +195,19 @@ def _open_named(path, places, options, finders=None):
     stem, first = PurePosixPath(path).stem, next(opened.table.cells.itertuples(index=False), ())
     shown = ", ".join(f"{column} {value!r}" for column, value in zip(opened.table.cells, first)) or "(no rows)"
     raise ValueError(f"{path}: none of the images was found; its first row is {shown}. Put the images into the folder "
-                     f"of the table, into {stem}/ or {stem}.zip there, or choose the column with image_column")
+                     f"of the table, into {stem}/ or {stem}.zip there, give the folder that holds both, or choose "
+                     "the column with image_column")
 
 def _read_rows(opened, options, is_split_table):
     "The rows of a table (place, label, reason, split), all its cells, the group columns, what to say, the labels."
     table, (taken, groups, splits, reading) = opened.table, _columns(opened, options)
-    labels = choose_labels(table, taken, options)
     names = table.cells[opened.image].str.strip()
     places = opened.finder.find(names, table.path)
     found = [place if isinstance(place, str) else "" for place in places]
+    try: labels = choose_labels(table, taken, options)
+    except NoLabels:
+        if not is_split_table: raise
+        labels = _labels_by_folder(table, found)
     rows = pd.DataFrame({"table": table.path, "row": table.cells.index, "name": names, "place": found,
                          "label": labels.names})
     if splits is not None: rows["split"] = splits
@@ -191,11 +217,25 @@ def _read_rows(opened, options, is_split_table):
     if groups: reading = reading.decide(f"groups: rows that share {' or '.join(groups)}")
     return rows.reset_index(drop=True), table.cells.reset_index(drop=True), groups, reading, labels
 
+def _labels_by_folder(table, places):
+    "The folders of images as their classes."
+    names = pd.Series([PurePosixPath(clean_path(place)).parent.name for place in places], table.cells.index, dtype=str)
+    return Labels(names, names.map(lambda name: "" if name else "not in a class folder"), (),
+                  Reading().decide("labels: the folder of each image"))
+
+def _split_by_folder(rows):
+    "Use folders of images that are named as splits, where every row has one and they differ; what to say of it."
+    splits = rows.place.map(_split_of_folder)
+    used = splits[rows.reason == ""]
+    if used.nunique() < 2 or (used == "").any(): return
+    rows["split"] = splits
+    yield f"split: the folders of the images ({', '.join(f'{n} {split}' for split, n in used.value_counts().items())})"
+
 def _reason(name, label, place, split):
     "Why a row is not used; empty for one that is."
     if not name: return "names no image"
-    if label: return label
     if not place: return "file not found"
+    if label: return label
     if not isinstance(place, str): return f"several files have this name: {', '.join(place[:3])}"
     return "" if split else "no split"
 

@@ -111,6 +111,15 @@ def test_the_label_is_not_guessed(tmp_path):
         read(tmp_path, label_column="diagnosis")
 
 
+def test_tags_that_stand_in_many_rows_are_several_labels(tmp_path):
+    rows = "image_name,tags\n0,haze primary\n1,clear primary\n2,clear haze\n"
+    write(tmp_path, images("{}.jpg", 3) | {"train.csv": rows})
+    with pytest.raises(ValueError, match="'haze primary' looks like several labels"):
+        read(tmp_path)
+    write(tmp_path, {"train.csv": rows.replace("tags", "species")})
+    assert len(read(tmp_path).classes) == 3
+
+
 @pytest.mark.parametrize("several", ["scab frog_eye_leaf_spot", "scab rust", "scab,rust", "scab|spot", "a;b", "['a', 'b']"])
 def test_several_labels_in_a_cell_are_refused_by_row_or_taken_as_one_class(tmp_path, several):
     rows = pd.DataFrame({"image": ["0.png", "1.png", "2.png"], "labels": ["scab", "rust", several]})
@@ -134,7 +143,7 @@ def test_label_cells_are_read_as_they_stand(tmp_path):
     dataset = read(tmp_path, images("{}.png", 13) | {"labels.csv": rows})
     assert labels_of(dataset) == ["cat", "cat", "cat", "Cat", "NA", "None", "null", "007", "7", "7.0", "1e3", "True"]
     assert skipped(dataset) == {"12.png": "no label"}
-    for remark in ("NA is taken as a class (1 row)", "None is taken", "null is taken", "007 and 7 and 7.0 are different"):
+    for remark in ("NA is taken as a class (1 row)", "None is taken", "null is taken", "007 and 7 and 7.0 are"):
         assert remark in remarks(dataset)
 
 
@@ -246,6 +255,14 @@ def test_an_archive_with_its_table(tmp_path):
     assert len(dataset) == 12 and dataset.images(8).shape == (12, 8, 8, 3)
 
 
+def test_of_two_archives_the_one_with_the_name_of_the_table_is_meant(tmp_path):
+    write(tmp_path, {"train.csv": csv("id,label", "{i},{c}")})
+    for split in ("test", "train"):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
+            for i in range(12): archive.writestr(f"{i}.png", png(i))
+    assert read(tmp_path).source.root == tmp_path / "train.zip"
+
+
 def test_images_in_an_archive_beside_the_table(tmp_path):
     write(tmp_path, {"train.csv": csv("file,label", "{i}.png,{c}"), "damaged.zip": b"PK"})
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
@@ -295,13 +312,40 @@ def test_metadata_in_the_folders_of_splits(tmp_path):
     assert list(dataset.items.location) == list(dataset.items.id)  # 0.png is in both folders
 
 
+def test_lists_of_the_images_of_each_split(tmp_path):
+    files = {f"images/{label}/{i}.jpg": None for label in ("cat", "dog") for i in range(6)}
+    for split, numbers in (("train", range(4)), ("test", (4, 5))):
+        lines = [f"{label}/{i}" for label in ("cat", "dog") for i in numbers]
+        files |= {f"meta/{split}.txt": "\n".join(lines), f"meta/{split}.json": json.dumps(
+            {label: [line for line in lines if line.startswith(label)] for label in ("cat", "dog")})}
+    for ending in ("json", "txt"):
+        write(tmp_path, files)
+        for split in ("train", "test"): (tmp_path / f"meta/{split}.{ending}").unlink()
+        dataset = read(tmp_path)
+        assert labels_of(dataset) == ["cat"] * 4 + ["dog"] * 4 + ["cat"] * 2 + ["dog"] * 2
+        assert list(dataset.items.split) == ["train"] * 8 + ["test"] * 4
+
+
+def test_a_table_with_clear_labels_goes_before_others(tmp_path):
+    rows = "image,MEL,NV\n" + "\n".join(f"{i},{i % 2},{1 - i % 2}" for i in range(12))
+    metadata = "image,sex,site\n" + "\n".join(f"{i},{'mf'[i % 2]},{'ab'[i % 2]}" for i in range(12))
+    dataset = read(tmp_path, images("{}.jpg", 12) | {"Training_GroundTruth.csv": rows, "metadata.csv": metadata})
+    assert dataset.classes == ["MEL", "NV"]
+
+
+def test_a_list_of_numbers_has_no_labels(tmp_path):
+    files = images("images/cat/{}.png", 6) | {"images.txt": "\n".join(f"{i + 1} cat/{i}.png" for i in range(6))}
+    tables, reading = find_tables(list_files(write(tmp_path, files)), ReadOptions())
+    assert tables == [] and reading.decisions == ("table images.txt not used: it has no column of labels",)
+
+
 def test_several_tables_have_to_be_told_apart(tmp_path):
     rows = csv("file,label", "{i}.png,{c}")
     write(tmp_path, images("{}.png", 12) | {"first.csv": rows, "second.csv": rows})
     with pytest.raises(ValueError, match=r"2 tables that name images and labels: first\.csv, second\.csv"):
         read(tmp_path)
     write(tmp_path, {"labels.csv": csv("file,label", "{i}.png,{c}")})
-    assert "table first.csv not used: the other tables have the labels" in decisions(read(tmp_path))
+    assert "table first.csv not used: another table has the labels" in decisions(read(tmp_path))
 
 
 # Splits and groups
@@ -325,6 +369,22 @@ def test_a_split_with_other_values(tmp_path):
     assert "split" not in dataset.items and "the column set is not used as a split: 'A', 'B'" in remarks(dataset)
     with pytest.raises(ValueError, match="column set has 'A', 'B', which are no splits"):
         read(tmp_path, split_column="set")
+
+
+def test_the_folders_of_the_images_are_their_splits(tmp_path):
+    files = images("train/{}.jpg", 6) | images("valid/{}.jpg", 4) | {"metadata.csv": csv("file_name,label", "train/{i}.jpg,{c}", 6)
+                                                                     + "\n" + csv("", "valid/{i}.jpg,{c}", 4).strip()}
+    dataset = read(tmp_path, files)
+    assert list(dataset.items.split) == ["train"] * 6 + ["validation"] * 4
+    assert "split: the folders of the images (6 train, 4 validation)" in decisions(dataset)
+
+
+@pytest.mark.parametrize("column, yes, no", [("is_valid", "validation", "train"), ("is_train", "train", "test"),
+                                             ("is_training_image", "train", "test"), ("isTest", "test", "train")])
+def test_a_column_that_says_yes_or_no_to_a_split(tmp_path, column, yes, no):
+    dataset = read(tmp_path, images("{}.png", 12) | {"labels.csv": csv(f"file,label,{column}", "{i}.png,{c},False")
+                                                     .replace("0.png,cat,False", "0.png,cat,True")})
+    assert dataset.items.split[0] == yes and dataset.items.split[1] == no
 
 
 def test_groups(tmp_path):
@@ -538,6 +598,15 @@ def test_an_npy_file_named_npz(tmp_path):
     (tmp_path / "x.npy").rename(tmp_path / "x.npz")
     with pytest.raises(ValueError, match=r"x\.npz is an npy file by its content"):
         dataset_from_arrays("x", tmp_path / "x.npz", ReadOptions())
+
+
+def test_npy_files_in_folders_of_splits(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        np.save(tmp_path / split / "images.npy", pixels(4, 8, 8))
+        np.save(tmp_path / split / "labels.npy", np.arange(4) % 2)
+    dataset = dataset_from_arrays("folders", find_arrays(list_files(tmp_path)), ReadOptions())
+    assert list(dataset.items.split) == ["train"] * 4 + ["test"] * 4
 
 
 @pytest.mark.parametrize("names", [("images", "labels"), ("X", "y"), ("x_train", "y_train")])

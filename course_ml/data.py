@@ -542,11 +542,12 @@ def assign_splits(
     "Make a stratified, group-safe split. Raises `ValueError` for a class that cannot be in every split."
     names = list(shares)
     _check_class_sizes(dataset, len(names))
-    assigned = assign_groups(dataset.labels, dataset.items.group, list(shares.values()), seed)
-    splits = [names[i] for i in assigned]
-    split = Split(list(dataset.items.id), splits, list(dataset.items.group), seed, _describe(shares, seed))
-    lacking = _absent_classes(split.counts(dataset).reindex(columns=names, fill_value=0))
-    if not lacking: return split
+    for order in (seed, *np.random.default_rng(seed).integers(2**31, size=4).tolist()):  # of the groups
+        assigned = assign_groups(dataset.labels, dataset.items.group, list(shares.values()), order)
+        splits = [names[i] for i in assigned]
+        split = Split(list(dataset.items.id), splits, list(dataset.items.group), seed, _describe(shares, seed))
+        lacking = _absent_classes(split.counts(dataset).reindex(columns=names, fill_value=0))
+        if not lacking: return split
     raise ValueError(f"{dataset.name}: no split found in which each of {', '.join(names)} has every class: "
                      f"{'; '.join(lacking)}. Groups with several classes stand in the way: give smaller groups, "
                      "or leave a class out (leave_out)")

@@ -86,7 +86,8 @@ def with_header(
     return table.without_header() if is_file or (any(found) and repeated) else table
 def _is_no_name(cell, columns):
     "Whether a cell of the first row is rather a file than the name of a column."
-    return cell.lower().endswith(IMAGE_SUFFIXES) or "/" in cell or (columns == 1 and plain_name(cell) not in IMAGE_COLUMNS)
+    is_file = cell.lower().endswith(IMAGE_SUFFIXES) or "/" in cell
+    return is_file or (columns == 1 and plain_name(cell) not in IMAGE_COLUMNS)
 
 # %% ../nbs/library/columns.ipynb #co000010
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")

@@ -115,6 +115,7 @@ class FullTable:
         return self.frame.to_string(index=False) + f"\n{self._rest()}" * bool(self.more)
 
     def _repr_html_(self):
+        "Return the table as HTML, its cells not shortened."
         import pandas
         with pandas.option_context("display.max_colwidth", None):
             table = self.frame.to_html(index=False, border=0)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from safetensors.torch import save_file
 from scipy.stats import t
 
@@ -30,10 +33,9 @@ from .speed import Choice, probe_speed
 from .transfer import build_model
 
 # %% auto #0
-__all__ = ['DEFAULT', 'Peer', 'start_peers', 'few_images', 'noise_file', 'record_ratio', 'ratio_table', 'batch_at',
-           'probe_networks', 'compare_choices', 'measure_rates', 'measure_compiling', 'compile_table', 'frozen_table',
-           'measure_growth', 'target_row', 'epoch_rows', 'time_same_recipe', 'start_weights', 'time_defaults',
-           'record_times', 'slower_cases', 'plot_ratios', 'plot_times', 'plot_growth']
+__all__ = ['DEFAULT', 'Peer', 'start_peers', 'few_images', 'noise_file', 'record_ratio', 'median_of_repeats', 'ratio_table',
+           'batch_at', 'start_weights', 'Benchmark', 'record_choices', 'time_table', 'record_times', 'measure_growth',
+           'slower_cases', 'plot_ratios', 'plot_times', 'plot_growth']
 
 # %% ../nbs/library/benchmarking.ipynb #0025461e
 class Peer:
@@ -126,14 +128,18 @@ def record_ratio(
     without = "" if n > 2 else f"no interval from {n} run{'s' * (n > 1)}: {listed}"
     report.record(name, mean, low, high, n=n, unit="times", reason=reason or without, seeds=seeds)
 
+def median_of_repeats(
+    table: pd.DataFrame,  # index: model, size, what, repeat
+) -> pd.DataFrame:  # index: model, size, what
+    "Return the median of the repeats."
+    return table.groupby(["model", "size", "what"], sort=False).median()
+
 def ratio_table(
-    rates: pd.DataFrame,  # columns model, size, what, repeat, peer, images a second
+    rates: pd.DataFrame,  # index: model, size, what, repeat; a column for each peer: images a second
     ours: str = "ours",  # the peer that the others are compared with
-) -> pd.DataFrame:  # model, size, what, repeat; how many times as fast as each of the others ours is
+) -> pd.DataFrame:  # how many times as fast as each of the others ours is
     "Divide our images a second by those of each of the others, repeat by repeat."
-    by_repeat = rates.pivot(index=["model", "size", "what", "repeat"], columns="peer", values="images a second")
-    others = [name for name in rates.peer.unique() if name != ours]
-    return by_repeat[others].rdiv(by_repeat[ours], axis=0)
+    return rates.drop(columns=ours).rdiv(rates[ours], axis=0)
 
 # %% ../nbs/library/benchmarking.ipynb #b5541112
 DEFAULT = dataclasses.asdict(Choice())
@@ -144,179 +150,6 @@ def batch_at(
 ) -> int:
     "Return the images a step: a quarter of them above 200 pixels."
     return batch_size // 4 if size > 200 else batch_size
-
-def probe_networks(
-    models: list[str],  # names of timm
-    sizes: list[int],  # of the images (pixels)
-    batch_size: int,
-    seconds: float,  # of one probe
-) -> tuple[pd.DataFrame, dict]:  # what the probes measured; (model, size) -> {"training": choice, "inference": choice}
-    "Let the probe choose how to compute each network at each size."
-    cards, chosen = [], {}
-    with Progress(len(models) * len(sizes), "probes") as progress:
-        for model, size in [(model, size) for model in models for size in sizes]:
-            network, chosen[model, size] = build_model(Recipe(backbone=model, image_size=size), 2), {}
-            for what in ("training", "inference"):
-                batch = batch_at(size, batch_size)
-                probe = probe_speed(network, size, batch, training=what == "training", seconds=seconds, again=True)
-                cards.append(probe.card.assign(model=model, size=size))
-                chosen[model, size][what] = dataclasses.asdict(probe.chosen)
-            progress.advance()
-    columns = ["model", "size", "what", "layout", "precision", "threads", "images a second", "distance", "chosen"]
-    return pd.concat(cards, ignore_index=True)[columns], chosen
-
-def compare_choices(
-    peer: Peer,  # ours
-    chosen: dict,  # from `probe_networks`
-    batch_size: int,
-    seconds: float,  # of one measurement
-    repeats: int,
-) -> tuple[pd.DataFrame, dict]:  # a row for each choice; (model, size, what) -> ratios (repeats,)
-    "Measure the chosen ways again, in turns with the default; where the default was chosen, the ratio is 1."
-    rows, ratios = [], {}
-    with Progress(2 * len(chosen), "choices") as progress:
-        for (model, size), what in [(key, what) for key in chosen for what in chosen[key]]:
-            choice, key = chosen[model, size][what], (model, size, what)
-            ratios[key] = np.ones(repeats)
-            if choice != DEFAULT:
-                job = {"model": model, "image_size": size, "batch_size": batch_at(size, batch_size)}
-                rates = peer.ask("compare", **job, choices=[DEFAULT, choice], training=what == "training",
-                                 seconds=seconds, repeats=repeats)
-                ratios[key] = np.array([ours / default for default, ours in rates])
-            of_three = {"chosen / default": np.median(ratios[key]), "smallest": ratios[key].min(),
-                        "largest": ratios[key].max()}
-            rows.append({"model": model, "size": size, "what": what, **choice, **of_three})
-            progress.advance()
-    return pd.DataFrame(rows), ratios
-
-def measure_rates(
-    peers: dict[str, Peer],
-    chosen: dict,  # from `probe_networks`
-    batch_size: int,
-    folder: str,  # of images
-    seconds: float,  # of one measurement, at least a step
-    repeats: int,
-    missing=(),  # (peer, model) that cannot be measured
-) -> pd.DataFrame:  # model, size, repeat, peer, what, images a second
-    "Measure training and inference of all peers, in turns."
-    rows = []
-    with Progress(len(chosen), "images a second") as progress:
-        for (model, size), choice in chosen.items():
-            job = {"model": model, "image_size": size, "batch_size": batch_at(size, batch_size), "folder": folder}
-            taking_part = {name: peer for name, peer in peers.items() if (name, model) not in missing}
-            more = {name: {"chosen": choice} if name == "ours" else {} for name in peers}
-            steps = {name: max(1, round(seconds / peer.ask("prepare", **job, **more[name])["seconds"]))
-                     for name, peer in taking_part.items()}
-            rows += [{"model": model, "size": size, "repeat": repeat, "peer": name,
-                      **peer.ask("rates", steps=steps[name])}
-                     for repeat in range(repeats) for name, peer in taking_part.items()]
-            progress.advance()
-    kept = ["model", "size", "repeat", "peer"]
-    return pd.DataFrame(rows).melt(kept, ["training", "inference"], "what", "images a second")
-
-def measure_compiling(
-    peer: Peer,  # ours
-    model: str,
-    job: dict,  # of the task "prepare"
-    seconds: float,  # of one measurement
-    repeats: int,
-) -> dict:  # a row of the table
-    "Measure the first step and the images a second with and without `torch.compile`."
-    waits, rates = [], []
-    for compiled in (False, True):
-        waits.append(peer.ask("prepare", model=model, **job, compile=compiled)["seconds"])
-        steps = max(1, round(seconds / waits[0]))
-        rates.append(np.median([peer.ask("rates", steps=steps)["training"] for _ in range(repeats)]))
-    images = (waits[1] - waits[0]) / (1 / rates[0] - 1 / rates[1]) if rates[1] > rates[0] else None
-    return {"model": model, "first step (s)": waits[0], "first step, compiled (s)": waits[1],
-            "images a second": rates[0], "compiled": rates[1], "times as fast": rates[1] / rates[0],
-            "won back after (images)": "never" if images is None else f"{images:,.0f}"}
-
-def compile_table(
-    peer: Peer,  # ours
-    models: list[str],  # names of timm
-    size: int,  # of the images (pixels)
-    batch_size: int,
-    folder: str,  # of images
-    chosen: dict,  # from `probe_networks`; the default where a network is not in it
-    seconds: float,  # of one measurement
-    repeats: int,
-) -> pd.DataFrame:  # a row for each model
-    "Measure `torch.compile` in training."
-    default = {"training": DEFAULT, "inference": DEFAULT}
-    job = {"image_size": size, "batch_size": batch_size, "folder": folder}
-    return pd.DataFrame([measure_compiling(peer, model, job | {"chosen": chosen.get((model, size), default)}, seconds,
-                                           repeats) for model in models])
-
-def frozen_table(
-    peers: dict[str, Peer],  # ours and plain
-    epochs: int,
-    **job,  # model, image_size, batch_size, folder
-) -> tuple[pd.DataFrame, float, str]:  # way, seconds, of them in the head; how many times as fast; how it was measured
-    "Measure epochs of a head on features that are computed once, and one epoch of the uncached loop."
-    cached = peers["ours"].ask("frozen_head", **job, epochs=epochs)
-    epoch = peers["plain"].ask("frozen_epoch", **job)["seconds"]
-    table = pd.DataFrame({"way": ["features once (ours)", f"uncached (plain), 1 epoch measured x {epochs}"],
-                          "seconds": [cached["seconds"], epoch * epochs],
-                          "of them in the head": [cached["head"], np.nan]})
-    how = f"one run; the uncached time is {epochs} times one measured epoch of {epoch:.1f} s"
-    return table, epoch * epochs / cached["seconds"], how
-
-def measure_growth(
-    counts: list[int],  # images of each set
-    workplace: Path,  # folder for the sets and for the processes' logs
-) -> pd.DataFrame:  # images, size of the set (MB), seconds, images a second, own memory (MB), mapped (MB)
-    "Train for one epoch over memory-mapped sets of noise, each in a process of its own."
-    rows = []
-    for n in counts:
-        process = Peer("growth", Path(course_ml.__file__).parents[1] / "tools/peers/ours_peer.py", workplace)
-        result = process.ask("grow", file=noise_file(n, workplace), batch_size=64)
-        process.close()
-        rate, memory = result["images a second"], result["memory"]
-        rows.append({"images": n, "size of the set (MB)": n * 32 * 32 * 3 / 1e6, "seconds": n / rate,
-                     "images a second": rate, "own memory (MB)": memory["own"] / 1e6,
-                     "mapped (MB)": memory["mapped"] / 1e6})
-    return pd.DataFrame(rows)
-
-# %% ../nbs/library/benchmarking.ipynb #363e6f70
-def target_row(
-    result: dict,  # of a peer: "epochs" is a list of {"seconds", "accuracy"}
-    target: float,  # validation accuracy to reach
-) -> dict:  # seconds to the target (NaN: not reached), epochs, seconds in all, highest accuracy
-    "Summarize a training."
-    epochs = result["epochs"]
-    reached = next((row["seconds"] for row in epochs if row["accuracy"] >= target), np.nan)
-    return {"seconds to the target": reached, "epochs": len(epochs), "seconds in all": epochs[-1]["seconds"],
-            "highest accuracy": max(row["accuracy"] for row in epochs)}
-
-def epoch_rows(
-    result: dict,  # of a peer
-    **more,  # columns: panel, peer, start
-) -> list[dict]:  # seconds, accuracy and those columns
-    "Return the epochs of a training, for the figure."
-    return [{**more, **row} for row in result["epochs"]]
-
-def time_same_recipe(
-    peers: dict[str, Peer],
-    recipe: Recipe,  # of one of the CNNs
-    folder: str,  # of images
-    classes: int,  # number of classes
-    starts: int,  # random starts
-    target: float,  # validation accuracy to reach
-    limit: float,  # seconds after which a peer need not go on
-) -> tuple[pd.DataFrame, list[dict]]:  # peer, start and the columns of `target_row`; rows of the figure
-    "Let all peers but the plain loop train the same model from the same start with the same recipe."
-    table, lines, size = [], [], recipe.image_size
-    fields = {name: getattr(recipe, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay")}
-    for seed, name in [(seed, name) for seed in range(starts) for name in peers if name != "plain"]:
-        job = {"network": recipe.backbone, "start": start_weights(recipe, classes, seed, Path(folder).parent),
-               "folder": folder, "seed": seed}
-        others = dict(recipe=fields, image_size=size, target=target, limit=limit)
-        result = (peers[name].ask("fit_recipe", **job, recipe=recipe.to_yaml()) if name == "ours" else
-                  peers[name].ask("fit_same", **job, **others))
-        lines += epoch_rows(result, panel="(a) same recipe", peer=name, start=seed)
-        table.append({"peer": name, "start": seed, **target_row(result, target)})
-    return pd.DataFrame(table), lines
 
 def start_weights(
     recipe: Recipe,  # of one of the CNNs
@@ -330,30 +163,221 @@ def start_weights(
     save_file(build_cnn(CNNS[recipe.backbone], recipe.image_size, classes).state_dict(), path)
     return str(path)
 
-def time_defaults(
-    peers: dict[str, Peer],
-    folder: str,  # of images
-    size: int,  # of the images (pixels)
+@dataclass
+class Benchmark:
+    "Several ways of training, measured in turns on the images of one split."
+    dataset: Dataset
+    split: Split  # training and validation images
+    peers: dict[str, Peer]  # by name; one of them is "ours"
+    workplace: Path  # folder for the images
+    batch_size: int = 32  # images a step; see `batch_at`
+    seconds: float = .5  # of one measurement of images a second, at least a step
+    repeats: int = 3  # of each measurement
+
+    @classmethod
+    def start(cls,
+        dataset: Dataset,
+        split: Split,  # training and validation images
+        fastai_python: str,  # see `start_peers`
+        **measuring,  # batch_size, seconds, repeats
+    ) -> Benchmark:
+        "Start a process for each way of training."
+        workplace = Path(tempfile.mkdtemp(prefix="benchmark-"))
+        return cls(dataset, split, start_peers(workplace, fastai_python), workplace, **measuring)
+
+    def close(self):
+        "End the processes, and remove their folder."
+        for peer in self.peers.values(): peer.close()
+        shutil.rmtree(self.workplace)
+
+    def images(self,
+        n: int | None = None,  # how many, see `few_images`; default: all
+    ) -> str:  # the folder: split/class/image
+        "Write the images as folders, where that is not yet done."
+        folder = self.workplace / f"{n or 'all'} images"
+        if folder.exists(): return str(folder)
+        if n: return few_images(self.dataset, self.split, n, folder)
+        return str(export_image_folder(self.dataset, self.split, folder))
+
+    def probe_networks(self,
+        models: list[str],  # names of timm
+        sizes: list[int],  # of the images (pixels)
+    ) -> tuple[pd.DataFrame, dict]:  # what was measured; (model, size) -> {"training": choice, "inference": choice}
+        "Let the probe choose how to compute each network at each size, in six times as long as one measurement."
+        cards, chosen = [], {}
+        with Progress(len(models) * len(sizes), "probes") as progress:
+            for model, size in [(model, size) for model in models for size in sizes]:
+                network, chosen[model, size] = build_model(Recipe(backbone=model, image_size=size), 2), {}
+                for what in ("training", "inference"):
+                    probe = probe_speed(network, size, batch_at(size, self.batch_size), training=what == "training",
+                                        seconds=6 * self.seconds, again=True)
+                    cards.append(probe.card.assign(model=model, size=size))
+                    chosen[model, size][what] = dataclasses.asdict(probe.chosen)
+                progress.advance()
+        columns = ["model", "size", "what", "layout", "precision", "threads", "images a second", "distance", "chosen"]
+        return pd.concat(cards, ignore_index=True)[columns], chosen
+
+    def compare_choices(self,
+        chosen: dict,  # from `probe_networks`
+    ) -> tuple[pd.DataFrame, dict]:  # a row for each choice; (model, size, what) -> ratios (repeats,)
+        "Measure the chosen ways again, in turns with the default; where the default was chosen, the ratio is 1."
+        rows, ratios = [], {}
+        with Progress(2 * len(chosen), "choices") as progress:
+            for model, size, what in [(*key, what) for key in chosen for what in chosen[key]]:
+                choice = chosen[model, size][what]
+                one = ratios[model, size, what] = self._compare(model, size, what, choice)
+                rows.append({"model": model, "size": size, "what": what, **choice, "chosen / default": np.median(one),
+                             "smallest": one.min(), "largest": one.max()})
+                progress.advance()
+        return pd.DataFrame(rows), ratios
+
+    def _compare(self, model, size, what, choice):
+        "Return how many times as fast as the default a choice is, in each repeat."
+        if choice == DEFAULT: return np.ones(self.repeats)
+        job = {"model": model, "image_size": size, "batch_size": batch_at(size, self.batch_size)}
+        rates = self.peers["ours"].ask("compare", **job, choices=[DEFAULT, choice], training=what == "training",
+                                       seconds=self.seconds / 2, repeats=self.repeats)
+        return np.array([ours / default for default, ours in rates])
+
+    def _prepare(self, name, model, size, **more):
+        "Let a process build a network and read 2,000 images; return the seconds of a step."
+        job = {"model": model, "image_size": size, "batch_size": batch_at(size, self.batch_size)}
+        return self.peers[name].ask("prepare", **job, folder=self.images(2000), **more)["seconds"]
+
+    def measure_rates(self,
+        chosen: dict,  # from `probe_networks`
+        missing=(),  # (peer, model) that cannot be measured
+    ) -> pd.DataFrame:  # index: model, size, what, repeat; a column for each peer: images a second
+        "Measure training and inference of all peers, in turns, reading the images included."
+        rows = []
+        with Progress(len(chosen), "images a second") as progress:
+            for (model, size), choice in chosen.items():
+                names = [name for name in self.peers if (name, model) not in missing]
+                more = {name: {"chosen": choice} if name == "ours" else {} for name in names}
+                steps = {name: max(1, round(self.seconds / self._prepare(name, model, size, **more[name])))
+                         for name in names}
+                rows += [{"model": model, "size": size, "repeat": repeat, "peer": name,
+                          **self.peers[name].ask("rates", steps=steps[name])}
+                         for repeat in range(self.repeats) for name in names]
+                progress.advance()
+        long = pd.DataFrame(rows).melt(["model", "size", "repeat", "peer"], ["training", "inference"], "what")
+        rates = long.pivot_table("value", ["model", "size", "what", "repeat"], "peer", sort=False)
+        return rates[[name for name in self.peers if name in rates]]
+
+    def measure_compiling(self,
+        model: str,  # a name of timm
+        size: int,  # of the images (pixels)
+        choice: dict,  # how to compute training and inference
+    ) -> dict:  # a row of the table
+        "Measure the first step and the images a second with and without `torch.compile`."
+        waits, rates = [], []
+        for compiled in (False, True):
+            waits.append(self._prepare("ours", model, size, chosen=choice, compile=compiled))
+            steps = max(1, round(4 * self.seconds / waits[0]))
+            measured = [self.peers["ours"].ask("rates", steps=steps)["training"] for _ in range(self.repeats)]
+            rates.append(np.median(measured))
+        images = (waits[1] - waits[0]) / (1 / rates[0] - 1 / rates[1]) if rates[1] > rates[0] else None
+        return {"model": model, "first step (s)": waits[0], "first step, compiled (s)": waits[1],
+                "images a second": rates[0], "compiled": rates[1], "times as fast": rates[1] / rates[0],
+                "won back after (images)": "never" if images is None else f"{images:,.0f}"}
+
+    def compile_table(self,
+        models: list[str],  # names of timm
+        size: int,  # of the images (pixels)
+        chosen: dict,  # from `probe_networks`; the default where a network is not in it
+    ) -> pd.DataFrame:  # a row for each model
+        "Measure `torch.compile` in training."
+        default = {"training": DEFAULT, "inference": DEFAULT}
+        return pd.DataFrame([self.measure_compiling(model, size, chosen.get((model, size), default))
+                             for model in models])
+
+    def frozen_table(self,
+        model: str,  # a name of timm
+        size: int,  # of the images (pixels)
+        images: int,  # training and validation
+        epochs: int,
+    ) -> tuple[pd.DataFrame, float, str]:  # way, seconds, of them in the head; times as fast; how it was measured
+        "Measure epochs of a head on features that are computed once, and one epoch of the uncached loop."
+        job = {"model": model, "image_size": size, "batch_size": 64, "folder": self.images(images)}
+        cached = self.peers["ours"].ask("frozen_head", **job, epochs=epochs)
+        epoch = self.peers["plain"].ask("frozen_epoch", **job)["seconds"]
+        table = pd.DataFrame({"way": ["features once (ours)", f"uncached (plain), 1 epoch measured x {epochs}"],
+                              "seconds": [cached["seconds"], epoch * epochs],
+                              "of them in the head": [cached["head"], np.nan]})
+        how = f"one run; the uncached time is {epochs} times one measured epoch of {epoch:.1f} s"
+        return table, epoch * epochs / cached["seconds"], how
+
+    def time_same_recipe(self,
+        recipe: Recipe,  # of one of the CNNs
+        starts: int,  # random starts
+        target: float,  # validation accuracy to reach
+        limit: float,  # seconds after which a peer need not go on
+    ) -> pd.DataFrame:  # a row for each epoch: peer, start, seconds, accuracy
+        "Let all peers but the plain loop train the same model from the same start with the same recipe."
+        rows, folder, classes = [], self.images(), len(self.dataset.classes)
+        fields = {name: getattr(recipe, name) for name in ("epochs", "batch_size", "learning_rate", "weight_decay")}
+        others = {"recipe": fields, "image_size": recipe.image_size, "target": target, "limit": limit}
+        for start, name in [(start, name) for start in range(starts) for name in self.peers if name != "plain"]:
+            weights = start_weights(recipe, classes, start, self.workplace)
+            job = {"network": recipe.backbone, "start": weights, "folder": folder, "seed": start}
+            result = (self.peers[name].ask("fit_recipe", **job, recipe=recipe.to_yaml()) if name == "ours" else
+                      self.peers[name].ask("fit_same", **job, **others))
+            rows += [{"peer": name, "start": start, **epoch} for epoch in result["epochs"]]
+        return pd.DataFrame(rows)
+
+    def time_defaults(self,
+        size: int,  # of the images (pixels)
+        target: float,  # validation accuracy to reach
+        limit: float,  # seconds after which a peer need not go on
+    ) -> pd.DataFrame:  # a row for each epoch: peer, parameters, seconds, accuracy
+        "Let the other libraries train with their own defaults."
+        rows, job = [], {"folder": self.images(), "image_size": size, "seed": 0, "target": target, "limit": limit}
+        for name in [name for name in self.peers if name not in ("ours", "plain")]:
+            result = self.peers[name].ask("fit_default", **job)
+            rows += [{"peer": name, "parameters": result["parameters"], **epoch} for epoch in result["epochs"]]
+        return pd.DataFrame(rows)
+
+# %% ../nbs/library/benchmarking.ipynb #f70608e2
+def record_choices(
+    report: Report,
+    choices: pd.DataFrame,  # from `Benchmark.compare_choices`
+    ratios: dict,  # from `Benchmark.compare_choices`
+    records: dict[str, tuple],  # name of a record -> (model, size, what); only what was measured is recorded
+):
+    "Record the smallest median as `speed.probe_worst`, and the ratios of some choices."
+    worst = choices.loc[choices["chosen / default"].idxmin()]
+    reason = f"the smallest of {len(choices)} medians ({worst.model}, {worst['size']} pixels, {worst.what})"
+    report.record("speed.probe_worst", worst["chosen / default"], n=len(choices), unit="times", reason=reason)
+    for name, key in records.items():
+        if key in ratios: record_ratio(report, name, ratios[key])
+
+# %% ../nbs/library/benchmarking.ipynb #363e6f70
+def _of_run(epochs):
+    "Return the columns of a table of epochs that say which run an epoch belongs to."
+    return [column for column in epochs if column not in ("seconds", "accuracy")]
+
+def time_table(
+    epochs: pd.DataFrame,  # from `Benchmark.time_same_recipe` or `Benchmark.time_defaults`
     target: float,  # validation accuracy to reach
-    limit: float,  # seconds after which a peer need not go on
-) -> tuple[pd.DataFrame, list[dict]]:  # peer, parameters and the columns of `target_row`; rows of the figure
-    "Let the other libraries train with their own defaults."
-    table, lines = [], []
-    for name in [name for name in peers if name not in ("ours", "plain")]:
-        result = peers[name].ask("fit_default", folder=folder, image_size=size, seed=0, target=target, limit=limit)
-        lines += epoch_rows(result, panel="(b) others' defaults", peer=name, start=0)
-        table.append({"peer": name, "parameters": result["parameters"], **target_row(result, target)})
-    return pd.DataFrame(table), lines
+) -> pd.DataFrame:  # a row for each run: seconds to the target (NaN: not reached), epochs, seconds in all, ...
+    "Summarize the runs."
+    rows, columns = [], _of_run(epochs)
+    for key, run in epochs.groupby(columns, sort=False):
+        reached = run.seconds[run.accuracy >= target]
+        rows.append({**dict(zip(columns, key)), "seconds to the target": reached.min(), "epochs": len(run),
+                     "seconds in all": run.seconds.max(), "highest accuracy": run.accuracy.max()})
+    return pd.DataFrame(rows)
 
 def record_times(
     report: Report,
     record: str,  # the record's name, to which "_" and the peer's is added
-    ours: np.ndarray,  # (starts,) our seconds to the target
-    table: pd.DataFrame,  # column peer and those of `target_row`
+    ours: pd.DataFrame,  # epochs, those of "ours" among them
+    theirs: pd.DataFrame,  # epochs of the others; those of "ours" are left out
     target: float,  # validation accuracy to reach
 ):
     "Record how many times as long each peer took to the target."
-    for name, rows in table[table.peer != "ours"].groupby("peer", sort=False):
+    ours = time_table(ours[ours.peer == "ours"], target)["seconds to the target"].to_numpy(float)
+    for name, rows in time_table(theirs[theirs.peer != "ours"], target).groupby("peer", sort=False):
         if np.isnan(ours).any():
             reason = f"ours did not reach {target:.0%} from every start"
             report.record(f"{record}_{name.lower()}", None, unit="times", reason=reason)
@@ -363,22 +387,40 @@ def record_times(
         reason = bound if rows["seconds to the target"].isna().any() else ""
         record_ratio(report, f"{record}_{name.lower()}", np.resize(theirs, len(ours)) / ours, reason, range(len(ours)))
 
+# %% ../nbs/library/benchmarking.ipynb #99d8cd0b
+def measure_growth(
+    counts: list[int],  # images of each set
+) -> pd.DataFrame:  # images, size of the set (MB), seconds, images a second, own memory (MB), mapped (MB)
+    "Train for one epoch over memory-mapped sets of noise, each in a process of its own."
+    rows, script = [], Path(course_ml.__file__).parents[1] / "tools/peers/ours_peer.py"
+    for n in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            process = Peer("growth", script, folder)
+            result = process.ask("grow", file=noise_file(n, folder), batch_size=64)
+            process.close()
+        rate, memory = result["images a second"], result["memory"]
+        rows.append({"images": n, "size of the set (MB)": n * 32 * 32 * 3 / 1e6, "seconds": n / rate,
+                     "images a second": rate, "own memory (MB)": memory["own"] / 1e6,
+                     "mapped (MB)": memory["mapped"] / 1e6})
+    return pd.DataFrame(rows)
+
 # %% ../nbs/library/benchmarking.ipynb #9864ab9d
 def slower_cases(
     report: Report,
-    ratios: pd.DataFrame,  # model, size, what; columns: ours divided by each of the others
-    choices: pd.DataFrame,  # from `compare_choices`
+    ratios: pd.DataFrame,  # from `ratio_table`
+    choices: pd.DataFrame,  # from `Benchmark.compare_choices`
     but: tuple[str, ...] = (),  # names of records that are among the choices
-) -> list[str]:  # a sentence each
+) -> Markdown:  # a list
     "List where ours is slower, and what could not be compared."
+    medians = median_of_repeats(ratios)
     lost = [f"{model} at {size} pixels, {what}, compared with {name}: {value:.2f}"
-            for (model, size, what), row in ratios.iterrows() for name, value in row.items() if value < 1]
+            for (model, size, what), row in medians.iterrows() for name, value in row.items() if value < 1]
     lost += [f"the probe's choice for {row.model} at {row['size']} pixels, {row.what}: {row['chosen / default']:.2f} of "
              "the default" for _, row in choices.iterrows() if row["chosen / default"] < .95]
     for name, record in report.records.items():
         if record["value"] is None: lost.append(f"{name}: no ratio, because {record['reason']}")
         elif record["value"] < 1 and name not in but: lost.append(f"{name}: {record['value']:.2f}")
-    return lost
+    return Markdown("\n".join(f"- {line}" for line in lost) or "Nowhere in this run.")
 
 # %% ../nbs/library/benchmarking.ipynb #5774ac12
 def plot_ratios(
@@ -409,29 +451,28 @@ def _plain_ticks(axis, ticks):
     axis.set_ticks([], minor=True)
 
 def plot_times(
-    epochs: pd.DataFrame,  # columns panel, peer, start, seconds, accuracy; ours belongs to every panel
+    panels: dict[str, pd.DataFrame],  # title -> epochs of a comparison; ours, of any of them, is drawn in all
     target: float,  # validation accuracy
 ):  # a figure
     "Draw validation error over time, a panel for each comparison."
-    panels = list(epochs.panel.unique())
+    every = pd.concat(panels.values())
     figure, axes = new_figure(1, len(panels), height=3, sharey=True)
-    for axis, panel in zip(axes[0], panels):
-        for k, name in enumerate(epochs.peer.unique()):
-            shown = epochs[(epochs.peer == name) & ((epochs.panel == panel) | (name == "ours"))]
-            for start, run in shown.groupby("start"):
-                style = dict(marker=MARKERS[k], markersize=4, color=COLORS[k], label=name if start == 0 else None)
+    for axis, (title, epochs) in zip(axes[0], panels.items()):
+        for k, name in enumerate(every.peer.unique()):
+            shown = (every if name == "ours" else epochs).query("peer == @name")
+            for number, (_, run) in enumerate(shown.groupby(_of_run(shown), dropna=False)):
+                style = dict(marker=MARKERS[k], markersize=4, color=COLORS[k], label=None if number else name)
                 axis.plot(run.seconds, 1 - run.accuracy.clip(upper=.9995), **style)
         axis.axhline(1 - target, color="black", linewidth=.8, linestyle=":")
-        axis.set(xscale="log", yscale="log", xlabel="seconds", title=panel)
+        axis.set(xscale="log", yscale="log", xlabel="seconds", title=title)
         _plain_ticks(axis.xaxis, [5, 10, 20, 50, 100, 200, 500])
-        axis.set_xlim(epochs.seconds.min() * .8, epochs.seconds[epochs.panel == panel].max() * 1.2)
+        axis.set_xlim(every.seconds.min() * .8, epochs.seconds.max() * 1.2)
     axes[0, 0].set_ylabel("validation error")
     axes[0, 0].legend(fontsize=8)
     return settle(figure)
 
 def plot_growth(
-    growth: pd.DataFrame,  # columns images, seconds, and three of memory (MB)
-    memory: list[str],  # the columns of memory
+    growth: pd.DataFrame,  # from `measure_growth`
 ):  # a figure
     "Draw time and memory over the number of images."
     figure, axes = new_figure(1, 2, height=2.6)
@@ -439,7 +480,7 @@ def plot_growth(
     axes[0, 0].plot(growth.images, growth.seconds, marker=MARKERS[0], color=COLORS[0], label="measured")
     axes[0, 0].plot(growth.images, proportional, color="gray", linestyle=":", label="proportional")
     axes[0, 0].set(xscale="log", yscale="log", xlabel="images", ylabel="seconds an epoch")
-    for k, column in enumerate(memory):
+    for k, column in enumerate(["own memory (MB)", "mapped (MB)", "size of the set (MB)"]):
         axes[0, 1].plot(growth.images, growth[column], marker=MARKERS[k], color=COLORS[k], label=column)
     axes[0, 1].set(xscale="log", xlabel="images", ylabel="MB")
     for axis in axes[0]: axis.legend(fontsize=8)

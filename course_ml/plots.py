@@ -388,7 +388,8 @@ def _curves(axis, history, quantity: str, best) -> None:
     "Draw loss or accuracy of training and validation set, and mark the best epoch."
     splits = [("train", "training", COLORS[0], "--"), ("validation", "validation", COLORS[2], "-")]
     for split, label, color, dash in splits:
-        axis.plot(history["epoch"], history[f"{split}_{quantity}"], dash, color=color, lw=1.5, label=label)
+        marker = "o" if len(history) == 1 else None  # a line through one point would not be seen
+        axis.plot(history["epoch"], history[f"{split}_{quantity}"], dash, marker=marker, color=color, label=label)
     axis.axvline(best["epoch"], color="gray", lw=0.8, ls=":")
     star = {"ms": 11, "color": "black", "label": "best epoch", "ls": "none"}
     axis.plot(best["epoch"], best[f"validation_{quantity}"], "*", **star)
@@ -410,7 +411,8 @@ def plot_learning_curves(
         for axis, quantity in zip(column, ("loss", "accuracy")):
             _curves(axis, history, quantity, best)
         column[1].set_xlabel("epoch")
-        column[1].xaxis.get_major_locator().set_params(integer=True)
+        column[1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        if len(history) == 1: column[1].set_xlim(best["epoch"] - 0.5, best["epoch"] + 0.5)
     for axis, quantity in zip(axes[:, 0], ("loss", "accuracy")):
         axis.set_ylabel(quantity)
     axes[0, 0].legend(frameon=False)

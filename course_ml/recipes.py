@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ import torch
 
 from .architectures import count_multiply_adds
 from .baselines import HEADS
-from .config import Flip, HeadOnly, Recipe, TrainAll, Unfreeze
+from .config import Dense, Dropout, Flip, HeadOnly, Recipe, TrainAll, Unfreeze
 from .data import Dataset, Split
 from .experiment import train_recipe
 from .runtime import did_you_mean
@@ -22,7 +24,8 @@ from .transfer import build_model
 from .transforms import AUGMENTATION_SETS
 
 # %% auto #0
-__all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'named_recipe', 'count_parameters', 'recipe_table', 'smoke_run']
+__all__ = ['STUDIES', 'LEAVES_FINE_TUNING', 'RECIPES', 'FINE_TUNING', 'named_recipe', 'backbone_names', 'backbone_recipes',
+           'keras_recipes', 'head_search', 'count_parameters', 'recipe_table', 'smoke_run']
 
 # %% ../nbs/library/recipes.ipynb #d86d3486
 # the first word of a recipe's name -> number of classes
@@ -132,6 +135,56 @@ def named_recipe(
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; {did_you_mean(name, list(RECIPES))}")
     return RECIPES[name].replace(**changes)
+
+# %% ../nbs/library/recipes.ipynb #29133c91
+FINE_TUNING = Recipe(
+    backbone="resnet10t", optimizer="adamw", learning_rate=2e-3, weight_decay=.02, layer_decay=.8, schedule="cosine",
+    warmup_epochs=1, max_grad_norm=1, label_smoothing=.05, ema_decay=.99, monitor="accuracy")
+
+def backbone_names(
+    backbones: list[str],  # names of timm
+    weights: list[str],  # of each: a word, or the path of a file
+) -> list[str]:
+    "Name models by their backbones; those that share a backbone are told apart by their weights."
+    return [name if backbones.count(name) == 1 else f"{name}, {Path(file).stem}"
+            for name, file in zip(backbones, weights)]
+
+def backbone_recipes(
+    base: Recipe,
+    backbones: list[str],  # names of timm
+    weights: list[str],  # of each: a word, or the path of a file
+    title: str = "{}",  # of a model; {} stands for the name of its backbone
+) -> dict[str, Recipe]:  # by model
+    "Make a recipe of each backbone."
+    return {title.format(name): base.replace(backbone=backbone, weights=file)
+            for name, backbone, file in zip(backbone_names(backbones, weights), backbones, weights)}
+
+def keras_recipes(
+    title: str,  # of the model; {} stands for the backbone
+    recipe: str,  # name of a recipe for Keras
+    backbone: str,  # a Keras name such as "MobileNetV2"; "": none
+    weights: str,  # "hub", "none" or the path of a file
+    **changes,  # other fields of the recipe
+) -> dict[str, Recipe]:  # the recipe by its model, or nothing
+    "Make the recipe of a Keras backbone, where a study is given one."
+    if not backbone: return {}
+    return {title.format(backbone): named_recipe(recipe, backbone=f"keras:{backbone}", weights=weights, **changes)}
+
+def head_search(
+    base: Recipe,  # with a frozen backbone
+    width: tuple[int, int] = (32, 512),  # units of the head's one hidden layer
+    dropout: tuple[float, float] = (0.0, .6),  # in steps of .1
+    penalty: tuple[float, float] = (1e-6, 1e-2),  # see `Recipe.head_l2`
+    rate: tuple[float, float] = (1e-4, 1e-2),  # learning rate
+) -> Callable:  # optuna.Trial -> Recipe
+    "Make the function that suggests heads to `tuning.tune`, which judges them by validation accuracy."
+    def suggest(trial):
+        units = trial.suggest_int("width", *width, log=True)
+        dropped = round(trial.suggest_float("dropout", *dropout, step=.1), 1)
+        return base.replace(head=(Dense(units), Dropout(dropped)), monitor="accuracy",
+                            head_l2=trial.suggest_float("penalty", *penalty, log=True),
+                            learning_rate=trial.suggest_float("rate", *rate, log=True))
+    return suggest
 
 # %% ../nbs/library/recipes.ipynb #7cc8f0fe
 def count_parameters(

@@ -122,6 +122,7 @@ class _Bars:
             self._advance(bar, bar.total if job.name in done else running)
 
     def _advance(self, bar, reached):
+        "Move a bar forward, never back."
         if (steps := reached - self.reached.get(bar, 0)) > 0:
             self.reached[bar] = reached
             bar.advance(steps)

@@ -92,10 +92,12 @@ class _Status:
                     "pid": os.getpid()}
 
     def write(self, folder=None, **changes):
+        "Change the status, and write it into the report's folder or another one."
         self.now.update(changes)
         write_json((folder or self.folder) / "status.json", self.now)
 
     def on_cell(self, number, heading):
+        "Note that a cell begins, in the status and on the bar."
         self.write(cell=number, heading=heading)
         self.progress.shown_at = 0.0  # the bar skips quick steps, but this cell may be a long one
         self.progress.advance(cell=f"{number} {heading}")

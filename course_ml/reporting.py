@@ -113,6 +113,7 @@ class FullTable:
     def __repr__(self): return self.frame.to_string(index=False)
 
     def _repr_html_(self):
+        "Return the table as HTML, its cells not shortened."
         import pandas
         with pandas.option_context("display.max_colwidth", None):
             return self.frame.to_html(index=False, border=0)

@@ -126,8 +126,13 @@ class Probe:
     chosen: Choice
     card: pd.DataFrame = field(repr=False)  # layout, precision, threads, images a second, distance, what, chosen
 
-    def _repr_html_(self): return self.card._repr_html_()
-    def __str__(self): return self.card.to_string(index=False)
+    def _repr_html_(self):
+        "Return the table as HTML."
+        return self.card._repr_html_()
+
+    def __str__(self):
+        "Return the table as text."
+        return self.card.to_string(index=False)
 
 def _question(model, image_size, batch_size, training):
     "Return the key of a probe."

@@ -155,3 +155,10 @@ def test_an_absent_class_is_drawn():
 def test_only_the_lowest_classes_are_drawn():
     figure = plots.plot_per_class(make(600, [str(i) for i in range(60)]))
     assert "lowest 40 of 60" in figure.axes[0].get_title() and len(figure.axes[0].get_yticks()) == 40
+
+
+def test_a_single_epoch_is_seen():
+    history = pd.DataFrame({"epoch": [3], "train_loss": .5, "validation_loss": .5, "train_accuracy": .7,
+                            "validation_accuracy": .7})
+    for axis in plots.plot_learning_curves(history).axes:
+        assert axis.get_xlim() == (2.5, 3.5) and all(line.get_marker() == "o" for line in axis.lines[:2])

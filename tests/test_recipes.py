@@ -111,8 +111,6 @@ def test_one_step_of_training(name):
     "What the recipe lets learn in its first epoch learns, the rest stays, and the loss is finite."
     recipe = RECIPES[name].replace(weights="none", image_size=SMALLEST.get(name, 32))
     model, random = build_model(recipe, 3), torch.Generator().manual_seed(0)
-    if hasattr(model, "begin_epoch"):
-        model.begin_epoch(recipe, 0)
     head = list((model.head if hasattr(model, "head") else model).parameters())
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer, before = torch.optim.SGD(learning, lr=0.1), [weight.detach().clone() for weight in head]

@@ -20,7 +20,7 @@ from course_ml.recipes import named_recipe
 from course_ml.report_jobs import prepare
 from course_ml.report_runs import run_report
 from course_ml.report_state import read_status
-from course_ml.studies import choose_size
+from course_ml.study_data import choose_size
 from course_ml.synthetic import make_synthetic
 
 NOTEBOOKS = sorted((ROOT / "nbs/reports").glob("*.ipynb"))
@@ -76,11 +76,12 @@ def cells(path: Path) -> list[str]:
 
 
 def sizes_of(path: Path) -> dict:
-    "Read the sizes of a study from its code, which only calls `dict`."
-    source = next(source for source in cells(path) if source.startswith("SIZES = "))
-    assert "choose_size(SIZES, size, real_data)" in source
-    sizes = ast.unparse(ast.parse(source).body[0].value)
-    return eval(sizes, {"__builtins__": {}, "dict": dict})
+    "Read the sizes of a study from its call of `choose_size`, whose first argument only calls `dict`."
+    source = next(source for source in cells(path) if "= choose_size(" in source)
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    sizes, *others = next(call.args for call in calls if ast.unparse(call.func) == "choose_size")
+    assert [ast.unparse(other) for other in others] == ["size", "real_data"]
+    return eval(ast.unparse(sizes), {"__builtins__": {}, "dict": dict})
 
 
 @every_study

@@ -9,7 +9,8 @@ here = Path(__file__).parent
 reader = ConfigParser(delimiters=["="], interpolation=None)
 reader.read(here / "settings.ini", encoding="utf-8")
 settings = reader["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("keras", "kaggle", "pdf", "rembg", "cluster", "jupyter", "dev")}
+extras = {name: settings[f"{name}_requirements"].split()
+          for name in ("keras", "kaggle", "heif", "pdf", "rembg", "cluster", "jupyter", "dev")}
 
 setup(
     name=settings["lib_name"],

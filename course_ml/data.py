@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .decoding import ArrayImages, ImageSource, UnreadableImage, decoded_images, to_uint8
+from .decoding import UnreadableImage
 from .duplicates import duplicate_pairs, linked_groups
+from .image_cache import decoded_images
+from .image_sources import ArrayImages, ImageSource
 from .provenance import atomic_path, content_hash
 from .reading import Reading, split_named
-from .runtime import Progress, available_threads
+from .runtime import map_blocks
 from .splitting import assign_groups, torn_groups
 
 # %% auto #0
-__all__ = ['SPLITS', 'index_classes', 'Dataset', 'Check', 'look_at_image', 'check_images', 'Split', 'assign_splits']
+__all__ = ['LOOKS', 'SPLITS', 'index_classes', 'Dataset', 'Check', 'look_at_image', 'describe_pixels', 'check_images', 'Split',
+           'assign_splits']
 
 # %% ../nbs/01_data.ipynb #0a8f91a7
 def _natural_order(name):
@@ -75,11 +77,12 @@ class Dataset:
     def __post_init__(self):
         self.items = self.items.reset_index(drop=True)
         _check_items(self.name, self.items, len(self.classes))
+        self.source.gather(self.items.location)
 
     @classmethod
     def from_arrays(cls,
         name: str,  # for titles
-        images: np.ndarray,  # (n, height, width) or (n, height, width, 1, 3 or 4); uint8, uint16, or floats from 0 to 1
+        images: np.ndarray,  # (n, height, width) or (n, height, width, 1, 3 or 4), see `to_uint8`; may be mapped
         labels,  # (n,) class indices, or class names when `classes` is not given
         classes: list[str] | None = None,  # class names in the order of the indices; default: the sorted labels
         ids: list[str] | None = None,  # (n,) default: the position
@@ -87,12 +90,12 @@ class Dataset:
         metadata: pd.DataFrame | None = None,  # more columns
     ) -> Dataset:
         "Make a data set from arrays. Raises `ValueError` where lengths or values do not fit."
-        images, labels = np.asarray(images), np.asarray(labels).reshape(-1)
+        images, labels = np.asanyarray(images), np.asarray(labels).reshape(-1)
         if len(labels) != len(images):
             raise ValueError(f"{name}: {len(images)} images but {len(labels)} labels")
         if classes is None: classes, labels = index_classes(labels)
         items = _tabulate(labels, ids, groups, metadata)
-        return cls(name, items, [str(c) for c in classes], ArrayImages(to_uint8(images)))
+        return cls(name, items, [str(c) for c in classes], ArrayImages(images))
 
     def __len__(self): return len(self.items)
 
@@ -118,8 +121,9 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
-        "Return a hash of all images, ids, labels, groups and class names."
-        return content_hash(self.digests, list(self.items.id), self.labels, list(self.items.group), self.classes)
+        "Return a hash of all images, ids, labels, groups and class names, and of the range of deep images."
+        return content_hash(self.digests, list(self.items.id), self.labels, list(self.items.group), self.classes,
+                            *([self.source.ranges] if self.source.ranges else []))
 
     def column_hash(self,
         name: str,  # a column of `items`, e.g. one of the metadata
@@ -200,7 +204,9 @@ class Check:
     duplicates: pd.DataFrame  # pairs that link them: id, other, kind, distance, label, other_label, same_label
     counts: pd.DataFrame  # class, images, fraction
     sizes: pd.DataFrame  # width, height, images
-    images: pd.DataFrame  # every readable image: id, width, height, sum and squares (of its pixels, 0 to 1, a channel)
+    images: pd.DataFrame  # every readable image: what `look_at_image` says of it
+    kinds: pd.DataFrame  # kind, images, several pages, reduced (images), lowest, highest (values in the files), white
+    flat: pd.DataFrame  # id, contrast (below 16 of 255): images of one value, or nearly
 
     def summary(self) -> pd.DataFrame:  # columns finding, number
         "Count what was found, one row a finding."
@@ -215,6 +221,9 @@ class Check:
             "smallest class": self.counts.images.min(),
             "largest class": self.counts.images.max(),
             "image sizes": len(self.sizes),
+            "kinds of pixels": len(self.kinds),
+            "images of one value": (self.flat.contrast == 0).sum(),
+            "images of nearly one value": (self.flat.contrast > 0).sum(),
         }
         return pd.DataFrame({"finding": findings.keys(), "number": [int(n) for n in findings.values()]})
 
@@ -224,25 +233,47 @@ class Check:
         "Compute mean and standard deviation of all pixels of some images. Raises `ValueError` for none."
         used = self.images if ids is None else self.images[self.images.id.isin(ids)]
         if not len(used): raise ValueError("no readable image to take the mean of")
-        pixels = (used.width * used.height).sum()
-        mean = used["sum"].sum() / pixels
-        variance = np.maximum(used["squares"].sum() / pixels - mean**2, 0)
-        channels = ["red", "green", "blue"]
-        return pd.DataFrame({"channel": channels, "mean": mean, "standard deviation": np.sqrt(variance)})
+        pixels, channels = used.width * used.height, ["red", "green", "blue"]
+        mean, squares = (np.average(used[[f"{channel}{what}" for channel in channels]], axis=0, weights=pixels)
+                         for what in ("", " squared"))
+        deviation = np.sqrt(np.maximum(squares - mean**2, 0))
+        return pd.DataFrame({"channel": channels, "mean": mean, "standard deviation": deviation})
 
 # %% ../nbs/01_data.ipynb #ec810a40
+LOOKS = ["row", "width", "height",  # in the file (pixels)
+         "reduced",  # whether it was read in reduced size
+         "bits",  # perceptual hash, uint64
+         "kind", "pages", "low", "high",  # format and type of pixels, smallest and largest value in the file
+         "white",  # the value in the file that becomes 255
+         "contrast",  # largest difference of values in a channel, 0 to 255
+         "red", "green", "blue", "red squared", "green squared", "blue squared"]  # means of values from 0 to 1
+
 def look_at_image(
     dataset: Dataset,
     row: int,  # position in its items
-) -> dict:  # row, and either reason or width, height, bits (uint64), sum and squares (3 channels, pixels from 0 to 1)
+) -> dict:  # row, and either reason, or what `LOOKS` names
     "Decode one image and describe it, or say why it cannot be read."
     import imagehash
     try: image = dataset.source.image(dataset.items.location[row])
-    except (UnreadableImage, OSError, KeyError) as error: return {"row": row, "reason": str(error)}
-    pixels = np.asarray(image).reshape(-1, 3) / 255
+    except (UnreadableImage, OSError) as error: return {"row": row, "reason": str(error)}
     bits = np.packbits(imagehash.phash(image).hash.ravel()).view("uint64")[0]
-    return {"row": row, "width": image.width, "height": image.height, "bits": bits,
-            "sum": pixels.sum(0), "squares": (pixels**2).sum(0)}
+    width, height = image.info["size"]
+    counts = np.array(image.histogram()).reshape(3, 256)
+    low, high = image.info["values"] or np.flatnonzero(counts.sum(0))[[0, -1]]
+    return {"row": row, "width": width, "height": height, "reduced": image.width * image.height < width * height,
+            "bits": bits, "kind": image.info["kind"], "pages": image.info["pages"], "white": image.info["white"],
+            "low": low, "high": high, **describe_pixels(counts)}
+
+def describe_pixels(
+    counts: np.ndarray,  # (3, 256) how often each value occurs in each channel
+) -> dict:  # contrast; red, green, blue and their squares
+    "Return what a histogram says: the largest difference of values in a channel, means, and means of squares."
+    values = np.arange(256) / 255
+    there = [np.flatnonzero(channel) for channel in counts]
+    found = {"contrast": int(max(channel[-1] - channel[0] for channel in there))}
+    for name, share in zip(("red", "green", "blue"), counts / counts.sum(1, keepdims=True)):
+        found |= {name: share @ values, f"{name} squared": share @ values**2}
+    return found
 
 # %% ../nbs/01_data.ipynb #c465a708
 def check_images(
@@ -250,25 +281,34 @@ def check_images(
     near: int = 4,  # images whose hashes differ in at most so many of 64 bits count as near duplicates
 ) -> Check:
     "Decode every image in full and report what is there; nothing is changed."
-    looks = _look_at_all(dataset)
-    columns = ["row", "width", "height", "bits", "sum", "squares"]
-    readable = pd.DataFrame([look for look in looks if "reason" not in look], columns=columns)
-    unreadable = [(dataset.items.id[look["row"]], look["reason"]) for look in looks if "reason" in look]
-    quarantine = pd.DataFrame(unreadable, columns=["id", "reason"], dtype=str)
-    sizes = readable.groupby(["width", "height"]).size().rename("images").reset_index()
-    ids = dataset.items.id.to_numpy()[readable.row.to_numpy(int)]
-    images = readable[["width", "height", "sum", "squares"]].assign(id=ids)
-    duplicates = _find_duplicates(dataset, readable, near)
-    return Check(quarantine, dataset.skipped, duplicates, dataset.class_counts(), sizes, images)
+    images, unreadable = _look_at_all(dataset)
+    ids = dataset.items.id.to_numpy()
+    reasons = [(ids[look["row"]], look["reason"]) for look in unreadable]
+    quarantine = pd.DataFrame(reasons, columns=["id", "reason"], dtype=str)
+    sizes = images.groupby(["width", "height"]).size().rename("images").reset_index()
+    duplicates = _find_duplicates(dataset, images, near)
+    images = images.assign(id=ids[images.row.to_numpy(int)])
+    flat = images.loc[images.contrast < 16, ["id", "contrast"]].reset_index(drop=True)
+    return Check(quarantine, dataset.skipped, duplicates, dataset.class_counts(), sizes, images,
+                 _count_kinds(images), flat)
 
 def _look_at_all(dataset):
-    "What `look_at_image` says of every image, in order."
-    looks = []
-    with ThreadPoolExecutor(available_threads()) as pool, Progress(len(dataset), "images checked") as progress:
-        for look in pool.map(lambda row: look_at_image(dataset, row), range(len(dataset))):
-            looks.append(look)
-            progress.advance()
-    return looks
+    "What `look_at_image` says of all images that can be read, as a table, and of the others, as a list."
+    def look_at_block(rows):
+        looks = [look_at_image(dataset, row) for row in rows]
+        readable = [look for look in looks if "reason" not in look]
+        return pd.DataFrame(readable, columns=LOOKS), [look for look in looks if "reason" in look]
+    dataset.source.ranges  # decided before several threads need it
+    blocks = [*map_blocks(look_at_block, len(dataset), "images checked", block=256)]
+    tables = [table for table, _ in blocks if len(table)] or [pd.DataFrame(columns=LOOKS)]
+    return pd.concat(tables, ignore_index=True), [look for _, unreadable in blocks for look in unreadable]
+
+def _count_kinds(images):
+    "How many images there are of each kind, and the values in them."
+    columns = {"images": ("row", "size"), "several pages": ("pages", lambda pages: (pages > 1).sum()),
+               "reduced": ("reduced", "sum"), "lowest": ("low", "min"), "highest": ("high", "max"),
+               "white": ("white", "max")}
+    return images.groupby("kind").agg(**columns).reset_index()
 
 def _find_duplicates(dataset, readable, near):
     "The fewest pairs that link images with the same bytes (kind exact) or nearly the same hash (kind near)."

@@ -29,7 +29,8 @@ def check_command(options):
     check = dataset.check()
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
     tables = {str(dataset): check.summary(), "Left out when reading": check.skipped, "Cannot be read": check.quarantine,
-              "Duplicates with two labels": conflicts, "Classes": check.counts, "Image sizes": check.sizes.head(10)}
+              "Duplicates with two labels": conflicts, "Classes": check.counts, "Image sizes": check.sizes.head(10),
+              "Kinds of pixels": check.kinds, "Images of one value, or nearly": check.flat}
     for title, table in tables.items():
         if len(table): print(f"{title}\n{table.to_string(index=False)}\n")
     print("\n".join(_about_split(dataset.without(check.quarantine), check.duplicates)))

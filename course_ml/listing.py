@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .decoding import FolderImages, ImageSource, ZipImages
+from .image_sources import FolderImages, ImageSource, ZipImages
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'Listing', 'list_files']

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -27,7 +28,7 @@ from pathlib import Path
 __all__ = ['IMAGE_PACKAGES', 'TORCH_PACKAGES', 'KERAS_PACKAGES', 'METRIC_PACKAGES', 'ALL_PACKAGES', 'cache_folder', 'atomic_path',
            'write_json', 'read_json', 'content_hash', 'derive_seed', 'file_digests', 'file_digest', 'path_digest',
            'code_hash', 'package_folder', 'imported_modules', 'used_modules', 'package_versions', 'Key', 'make_key',
-           'holder', 'lock', 'claim', 'keyed_folder', 'run_folder', 'cached_file']
+           'holder', 'lock', 'claim', 'keyed_folder', 'run_folder', 'CacheError', 'cached_file']
 
 # %% ../nbs/library/provenance.ipynb #00000005
 def cache_folder() -> Path:
@@ -325,7 +326,7 @@ def used_modules(
     return dict(sorted(used.items()))
 
 # %% ../nbs/library/provenance.ipynb #00000025
-IMAGE_PACKAGES = ("numpy", "pillow")  # decoding and resizing
+IMAGE_PACKAGES = ("numpy", "pillow", "pillow-heif")  # decoding and resizing
 TORCH_PACKAGES = (*IMAGE_PACKAGES, "torch", "torchvision", "timm", "accelerate")  # training and predicting
 KERAS_PACKAGES = (*IMAGE_PACKAGES, "keras", "tensorflow")
 METRIC_PACKAGES = ("numpy", "pandas", "scipy", "scikit-learn")  # scores, intervals, tables
@@ -550,16 +551,39 @@ def run_folder(
     return cache_folder() / "runs" / kind / key.name
 
 # %% ../nbs/library/provenance.ipynb #00000037
+class CacheError(OSError):
+    "The cache cannot be written; the message says where it is and what to do."
+
+def _check_writable(folder):
+    "Make a folder of the cache. Raises `CacheError` where nothing can be written to it."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as error:
+        raise CacheError(f"nothing can be written to the cache {cache_folder()} ({error.strerror}). Set the environment "
+                         "variable COURSE_ML_HOME to a folder of your own, and start again") from error
+
+@contextlib.contextmanager
+def _full_disk(folder):
+    "Turn the error of a full disk into `CacheError`."
+    try: yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+        raise CacheError(f"there is no room left for the cache in {folder} ({error.strerror}), and what was begun is deleted. "
+                         "Free some room, or set the environment variable COURSE_ML_HOME to a folder on a larger disk, "
+                         "and start again") from error
+
 def cached_file(
     kind: str,  # a folder in the cache, e.g. "images"
     key: Key,  # what decides the content
     suffix: str,  # of the file, e.g. ".npy"
     write,  # called with a temporary path where the file is missing; writes the content
 ) -> Path:  # the file
-    "Return a file of the cache, computed at the first call."
+    "Return a file of the cache, computed at the first call. Raises `CacheError` where it cannot be written."
     path = cache_folder() / kind / f"{key.name}{suffix}"
     if path.exists(): return path
-    with lock(path, message=f"{kind} {key.name}"):
+    _check_writable(path.parent)
+    with _full_disk(path.parent), lock(path, message=f"{kind} {key.name}"):
         if path.exists(): return path
         with atomic_path(path) as temporary: write(temporary)
         write_json(path.with_name(f"{key.name}.key.json"), key.to_dict())

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .data import SPLITS, Dataset, Split, index_classes, linked_groups
-from .decoding import ArrayImages, FolderImages, ZipImages
+from .image_sources import ArrayImages, FolderImages, ZipImages
 from .provenance import atomic_path
 
 # %% auto #0

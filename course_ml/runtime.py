@@ -11,13 +11,15 @@ import platform
 import random
 import sys
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from .provenance import package_versions
 
 # %% auto #0
-__all__ = ['set_seed', 'did_you_mean', 'Progress', 'choose_device', 'available_threads', 'share_of_cores', 'machine_info',
-           'doctor']
+__all__ = ['set_seed', 'did_you_mean', 'Progress', 'choose_device', 'available_threads', 'share_of_cores', 'map_blocks',
+           'machine_info', 'doctor']
 
 # %% ../nbs/library/runtime.ipynb #d110f995
 if TYPE_CHECKING:  # it loads slowly: `doctor` imports it when it needs it
@@ -118,6 +120,28 @@ def share_of_cores(
 ) -> int:  # 1 or more
     "Return how many threads each worker may use, so that together they use no more than this process may."
     return max(1, available_threads() // workers)
+
+# %% ../nbs/library/runtime.ipynb #b4da0623
+def map_blocks(
+    function,  # of a range of numbers; called by several threads
+    count: int,  # how many numbers there are, from 0
+    description: str,  # of the progress, e.g. "images"
+    block: int = 32,  # numbers that are handed over at once
+):
+    "Yield what `function` returns for each block of numbers, in order, computed by all threads."
+    threads, waiting = available_threads(), deque()
+    blocks = (range(start, min(start + block, count)) for start in range(0, count, block))
+    with ThreadPoolExecutor(threads) as pool, Progress(count, description) as progress:
+        for numbers in blocks:
+            waiting.append((pool.submit(function, numbers), len(numbers)))
+            if len(waiting) > 2 * threads: yield _finished(*waiting.popleft(), progress)
+        while waiting: yield _finished(*waiting.popleft(), progress)
+
+def _finished(future, numbers, progress):
+    "The result of a block."
+    result = future.result()
+    progress.advance(numbers)
+    return result
 
 # %% ../nbs/library/runtime.ipynb #00000014
 def machine_info() -> dict:  # system, cpu, cores, threads that this process may use, memory (GiB)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 import numpy as np
@@ -36,8 +35,9 @@ from course_ml.config import (
     Zoom,
 )
 from .data import Dataset, Split
+from .image_cache import write_images
 from .provenance import IMAGE_PACKAGES, cached_file, derive_seed, make_key
-from .runtime import Progress, available_threads
+from .runtime import map_blocks
 
 # %% auto #0
 __all__ = ['CROP_RATIO', 'AUGMENTATION_SETS', 'PREPROCESS', 'uniform', 'affine_maps', 'move', 'gray', 'blend', 'turn_hue',
@@ -329,19 +329,14 @@ def prepare_images(
     images = dataset.images(size, resize)
     if not preprocess: return images
     key = make_key(["transforms"], (*IMAGE_PACKAGES, "scipy"), images=dataset.digests, size=size, resize=resize,
-                   preprocess=preprocess)
+                   preprocess=preprocess, ranges=dataset.source.ranges)
     path = cached_file("images", key, ".npy", lambda path: _preprocess_to(path, images, preprocess))
     return np.load(path, mmap_mode="r")
 
 def _preprocess_to(path, images, steps):
     "Write the preprocessed images to an npy file."
-    array = np.lib.format.open_memmap(path, mode="w+", dtype="uint8", shape=images.shape)
-    def preprocess_row(row): array[row] = preprocess_image(np.asarray(images[row]), steps)
-    with ThreadPoolExecutor(available_threads()) as pool, Progress(len(images), "images prepared") as progress:
-        for start in range(0, len(images), 1000):  # a pool remembers all that it was asked for: not too much at once
-            for _ in pool.map(preprocess_row, range(start, min(start + 1000, len(images)))):
-                progress.advance()
-    array.flush()
+    preprocess = lambda rows: np.stack([preprocess_image(np.asarray(images[row]), steps) for row in rows])
+    write_images(path, images.shape, map_blocks(preprocess, len(images), "images prepared"))
 
 # %% ../nbs/library/transforms.ipynb #58d24058
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import course_ml
-from course_ml import decoding
+from course_ml import image_cache, image_sources
 from course_ml.data import Dataset, Split
-from course_ml.decoding import ArrayImages, UnreadableImage
+from course_ml.decoding import UnreadableImage
+from course_ml.image_sources import ArrayImages
 from course_ml.readers import export_image_folder, read_dataset
 
 
@@ -191,8 +192,8 @@ def test_a_damaged_cache_of_another_data_set_is_never_used(tmp_path):
 
 def test_digests_are_computed_once_and_carried(trouble, monkeypatch):
     digested = []
-    compute = decoding.file_digests
-    monkeypatch.setattr(decoding, "file_digests", lambda paths: digested.extend(paths) or compute(paths))
+    compute = image_sources.file_digests
+    monkeypatch.setattr(image_sources, "file_digests", lambda paths: digested.extend(paths) or compute(paths))
     dataset = read_dataset(trouble)
     check = dataset.check()
     assert len(dataset.fingerprint) == 16 and len(digested) == len(dataset)
@@ -270,8 +271,9 @@ def test_a_column_has_a_hash_of_its_own():
 KEY = """
 import sys
 import numpy as np
-from course_ml.decoding import ArrayImages, decoded_key
-print(decoded_key(ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1]), {size}, "{resize}").name)
+from course_ml.image_cache import decoded_key
+from course_ml.image_sources import ArrayImages
+print(decoded_key(ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1]), {size}, "{resize}", {ranges}).name)
 """
 
 
@@ -279,7 +281,7 @@ print(decoded_key(ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1]), 
 def key_of(tmp_path_factory):
     "The key of decoded images in a copy of the package, after a change to one of its modules."
 
-    def key(module="decoding", old="", new="", size=16, resize="crop"):
+    def key(module="decoding", old="", new="", size=16, resize="crop", ranges="{}"):
         folder = tmp_path_factory.mktemp("copy")
         shutil.copytree(
             Path(course_ml.__file__).parent, folder / "course_ml", ignore=shutil.ignore_patterns("__pycache__")
@@ -289,7 +291,7 @@ def key_of(tmp_path_factory):
         assert old in text
         file.write_text(text.replace(old, new, 1), encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(folder)}
-        command = [sys.executable, "-c", KEY.format(size=size, resize=resize)]
+        command = [sys.executable, "-c", KEY.format(size=size, resize=resize, ranges=ranges)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
@@ -304,38 +306,39 @@ def test_what_decides_the_pixels_is_in_the_key_of_decoded_images(key_of):
     ]
     others = [
         key_of(old="Image.Resampling.BICUBIC", new="Image.Resampling.NEAREST"),
-        key_of(old="// 257", new="// 256"),
+        key_of(old="* 255 // largest", new="* 256 // largest"),
         key_of(size=17),
         key_of(resize="squash"),
+        key_of(ranges="{'TIFF, 16-bit gray': 4095}"),
     ]
     assert len(set(same)) == 1
-    assert len({same[0], *others}) == 5
+    assert len({same[0], *others}) == 6
 
 
 def test_versions_of_the_decoders_are_in_the_key(monkeypatch):
     digests = ArrayImages(np.zeros((2, 8, 8, 3), "uint8")).digests([0, 1])
-    keys = [decoding.decoded_key(digests, 16, "crop")]
+    keys = [image_cache.decoded_key(digests, 16, "crop", {})]
     version = importlib.metadata.version
-    for package in ("pillow", "numpy"):
+    for package in ("pillow", "numpy", "pillow-heif"):
         with monkeypatch.context() as patch:
             other = {package: "0"}
             patch.setattr(importlib.metadata, "version", lambda name, other=other: other.get(name) or version(name))
-            keys.append(decoding.decoded_key(digests, 16, "crop"))
-    assert len({key.name for key in keys}) == 3
+            keys.append(image_cache.decoded_key(digests, 16, "crop", {}))
+    assert len({key.name for key in keys}) == 4
     assert keys[0].differences(keys[1])[0].startswith("package pillow")
 
 
 DECODE = """
 import sys, time
-from course_ml import decoding
+from course_ml import image_cache
 from course_ml.readers import read_dataset
 
-decode = decoding._decode_to
+decode = image_cache._decode_to
 def slow(*arguments):
     print("decoding", flush=True)
     time.sleep(1)
     decode(*arguments)
-decoding._decode_to = slow
+image_cache._decode_to = slow
 sys.stdin.readline()
 print(read_dataset(sys.argv[1]).images(16).shape)
 """

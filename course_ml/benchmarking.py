@@ -25,8 +25,8 @@ import course_ml
 from .baselines import CNNS, build_cnn
 from .config import Recipe
 from .data import Dataset, Split
+from .exports import export_image_folder
 from .plots import COLORS, MARKERS, new_figure, settle
-from .readers import export_image_folder
 from .reporting import Report
 from .runtime import Progress, set_seed
 from .speed import Choice, probe_speed

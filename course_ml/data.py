@@ -30,7 +30,7 @@ __all__ = ['LOOKS', 'SPLITS', 'index_classes', 'Dataset', 'Check', 'look_at_imag
 def _natural_order(name):
     "A sort key that compares the digits in a name as numbers."
     parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 def index_classes(
     names,  # (n,) one class name an image
@@ -554,7 +554,7 @@ def assign_splits(
         if not lacking: return split
     raise ValueError(f"{dataset.name}: no split found in which each of {', '.join(names)} has every class: "
                      f"{'; '.join(lacking)}. Groups with several classes stand in the way: give smaller groups, "
-                     "or leave a class out (dataset.drop_classes, or leave_out of a report)")
+                     "or leave a class out (leave_out)")
 
 def _check_class_sizes(dataset, splits):
     "Raise `ValueError` for a class with fewer groups than splits."
@@ -564,5 +564,4 @@ def _check_class_sizes(dataset, splits):
     listed = ", ".join(f"{dataset.classes[label]!r} has {count}" for label, count in small.head(10).items())
     if len(small) > 10: listed += f", and {len(small) - 10} more classes have too few"
     raise ValueError(f"{dataset.name}: {splits} splits need at least {splits} images (or groups) of every class, "
-                     f"but {listed}. Add images, or leave the class out "
-                     "(dataset.drop_classes, or leave_out of a report)")
+                     f"but {listed}. Add images, or leave the class out (leave_out)")

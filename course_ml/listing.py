@@ -5,28 +5,42 @@
 # %% ../nbs/library/listing.ipynb #ls000003
 from __future__ import annotations
 
+import os
+import re
+import tarfile
+import unicodedata
+import zipfile
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from .image_sources import FolderImages, ImageSource, ZipImages
+from .image_sources import FolderImages, ImageSource, open_archive
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'Listing', 'list_files']
+__all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'HIDDEN', 'BY_PROGRAM', 'TEXT', 'Listing',
+           'clean_path', 'why_junk', 'is_archive', 'list_files']
 
 # %% ../nbs/library/listing.ipynb #ls000006
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+                  ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".zst", ".rar", ".7z")
 
 @dataclass
 class Listing:
     "The files of a folder or an archive."
     root: Path  # the folder or the archive
     source: ImageSource  # reads a file at its path
-    paths: list[str]  # of all files but junk, relative to the root, with slashes, sorted
-    set_aside: list[tuple[str, str]] = field(default_factory=list)  # path and reason
+    paths: list[str]  # of all files but junk, relative to the root and as they are really written, sorted
+    set_aside: list[tuple[str, str]] = field(default_factory=list)  # path and reason: junk, broken links, ...
+    empty: list[str] = field(default_factory=list)  # folders without a file, junk not counted
 
     def images(self) -> list[str]:
         "Return the paths of the files that are images by their names."
         return [path for path in self.paths if path.lower().endswith(IMAGE_SUFFIXES)]
+
+    def archives(self) -> list[str]:
+        "Return the paths of the files that are archives by their names."
+        return [path for path in self.paths if path.lower().endswith(ARCHIVE_SUFFIXES)]
 
     def read(self,
         path: str,  # one of the paths
@@ -34,21 +48,129 @@ class Listing:
         "Return the bytes of a file, e.g. of a table."
         return self.source.content(path)
 
-# %% ../nbs/library/listing.ipynb #ls000007
+# %% ../nbs/library/listing.ipynb #ls000008
+def clean_path(
+    path: str,  # as it is really written
+) -> str:  # in Unicode's form NFC, with slashes, printable
+    "Return a path in the spelling in which paths are compared."
+    if path.isascii() and "\\" not in path and "./" not in path: return path
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    return unicodedata.normalize("NFC", re.sub("[\udc80-\udcff]", _as_windows_letter, "/".join(parts)))
+
+def _as_windows_letter(match):
+    "The letter that a byte of a name that is not UTF-8 stands for on Windows."
+    return bytes([ord(match[0]) - 0xdc00]).decode("cp1252", "replace")
+
+# %% ../nbs/library/listing.ipynb #ls000011
+PROGRAM_FILES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "@tmp", "@recycle", "#recycle",
+                 "#snapshot", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+TEXTS = re.compile(r"(readme|licen[cs]e|copying|citation|changelog|notice|authors)([\W_].*)?")
+NO_TEXTS = (*IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES, ".csv", ".tsv", ".xlsx", ".parquet", ".json", ".jsonl", ".npz", ".npy")
+
+HIDDEN, BY_PROGRAM, TEXT = "hidden", "made by a program, not part of the data", "a text about the data"
+
+def why_junk(
+    path: str,  # relative to the root, with slashes
+) -> str:
+    "Return why a file is no part of the data; an empty string for one that may be."
+    folder, _, name = path.rpartition("/")
+    return _why_junk_folder(folder) or _why_junk_name(name) or _why_junk_text(name)
+
+@lru_cache(2**16)
+def _why_junk_folder(folder):
+    "Why a folder, or one that it is in, is no part of the data."
+    return next(filter(None, map(_why_junk_name, folder.split("/"))), "")
+
+def _why_junk_name(name):
+    "Why a file or folder is no part of the data by its name alone."
+    if name.casefold() in PROGRAM_FILES: return BY_PROGRAM
+    return HIDDEN if name.startswith(".") and name.strip(".") else ""
+
+def _why_junk_text(name):
+    "Why a file is not part of the data, but a text about them."
+    is_text = TEXTS.fullmatch(name.casefold()) and not name.lower().endswith(NO_TEXTS)
+    return TEXT if is_text else ""
+
+# %% ../nbs/library/listing.ipynb #ls000014
+def _walk(root):
+    "Names of all files and folders (these end in a slash) below a folder; and what cannot be used, with the reason."
+    names, refused = [], []
+    pending = [("", (_identity(root), None))]
+    while pending:
+        folder, above = pending.pop()
+        try: entries = list(os.scandir(os.path.join(root, folder)))
+        except OSError as error:
+            if not folder: raise
+            refused.append((folder, f"this folder cannot be opened: {error.strerror}"))
+            continue
+        for entry in entries:
+            name, kind = folder + entry.name, _kind(entry, above)
+            if kind == "file": names.append(name)
+            elif kind == "folder":
+                names.append(name + "/")
+                pending.append((name + "/", (_identity(entry.path), above)))
+            else: refused.append((name, kind))
+    return names, refused
+
+def _identity(folder):
+    "What tells a folder from all others on this machine."
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+def _kind(entry, above):
+    "file, folder, or why an entry of a folder can be neither."
+    try:
+        if entry.is_file(): return "file"
+        if entry.is_dir(): return _kind_of_folder(entry, above)
+    except OSError: pass
+    return "a broken link" if entry.is_symlink() else "neither a file nor a folder"
+
+def _kind_of_folder(entry, above):
+    "folder, or why a link to a folder cannot be followed; `above` are the folders that it is in, innermost first."
+    if not entry.is_symlink(): return "folder"
+    identity = _identity(entry.path)
+    while above:
+        if above[0] == identity: return "a link to a folder that it is in"
+        above = above[1]
+    return "folder"
+
+# %% ../nbs/library/listing.ipynb #ls000016
+def is_archive(
+    path: str | Path,
+) -> bool:
+    "Return whether a file is an archive by its name or its content."
+    return Path(path).name.lower().endswith(ARCHIVE_SUFFIXES) or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+def _open_archive(path):
+    "The source of an archive, its names, and what cannot be used, with the reason."
+    source = open_archive(path)
+    return source, [*source.names(), *source.folders], source.set_aside
+
+# %% ../nbs/library/listing.ipynb #ls000018
 def list_files(
-    path: str | Path,  # a folder or a zip
+    path: str | Path,  # a folder or an archive
 ) -> Listing:
-    "List the files of a folder or an archive."
+    "List the files of a folder or an archive. Raises `ValueError` for a file that is no archive, or a damaged one."
     path = Path(path)
-    source = FolderImages(path) if path.is_dir() else ZipImages(path)
-    names = _files_below(path) if path.is_dir() else [name for name in source.names() if not name.endswith("/")]
-    junk = [name for name in names if _is_junk(name)]
-    return Listing(path, source, sorted(set(names) - set(junk)), [(name, "not part of the data") for name in junk])
+    source, names, refused = (FolderImages(path), *_walk(path)) if path.is_dir() else _open_archive(path)
+    kept, junk, folders = [], [], []
+    for name in names:
+        clean = clean_path(name).removesuffix("/")
+        reason = why_junk(clean) or ("" if _is_text(name) else "its name is not in UTF-8; rename it")
+        if name.endswith(("/", "\\")): folders += [clean] if clean and not reason else []
+        elif reason: junk.append((name, reason))
+        else: kept.append(name)
+    return Listing(path, source, sorted(kept), sorted(refused + junk), _without_files(folders, kept))
 
-def _files_below(folder):
-    "All files below a folder, as paths relative to it."
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+def _is_text(name):
+    "Whether a name can be written to a file of text, as the names of images are."
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
-def _is_junk(name):
-    "Whether a file, or a folder that it is in, is hidden or added by a program."
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+def _without_files(folders, files):
+    "Those of the folders that have no file, directly or further down."
+    filled = {clean_path(file).rpartition("/")[0] for file in files}
+    for folder in list(filled):
+        while folder := folder.rpartition("/")[0]:
+            if folder in filled: break
+            filled.add(folder)
+    return sorted(set(folders) - filled)

@@ -35,8 +35,8 @@ from .runtime import Progress
 
 # %% auto #0
 __all__ = ['BLOOD_CLASSES', 'BLOOD_MD5', 'ACEVEDO', 'RULES', 'KAGGLE_LEAVES', 'KAGGLE_CACTUS', 'PBC', 'RARE_SPECIES_HUB',
-           'SOURCES', 'DAMAGED', 'MEDMNIST_SPLITS', 'RANKS', 'KAGGLE_TOKEN', 'Source', 'bloodmnist', 'sources_table',
-           'SourceError', 'file_checksum', 'download', 'extract', 'convert_medmnist', 'convert_rare_species', 'fetch']
+           'SOURCES', 'DAMAGED', 'RANKS', 'KAGGLE_TOKEN', 'Source', 'bloodmnist', 'sources_table', 'SourceError',
+           'file_checksum', 'download', 'extract', 'name_classes', 'convert_rare_species', 'fetch']
 
 # %% ../nbs/library/sources.ipynb #7dfa283d
 @dataclass(frozen=True)
@@ -352,54 +352,19 @@ def _move_into_place(archive, new, folder):
     if folder.exists(): _merge(new, folder)
     else: os.replace(new, folder)
 
-# %% ../nbs/library/sources.ipynb #9545cedf
-MEDMNIST_SPLITS = {"train": "train", "val": "validation", "test": "test"}  # theirs: ours
-
-def _array_shape(file):
-    "The shape of the array in an open .npy file, read up to its first byte. Raises `ValueError` unless uint8."
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
-    shape, column_major, kind = read(file)
-    if column_major or kind != "uint8":
-        raise ValueError(f"images must be uint8, row by row, not {kind}")
-    return shape
-
-def _image_shapes(medmnist):
-    "The shape of each split's images. Raises `ValueError` where the images differ in size."
-    shapes = []
-    for split in MEDMNIST_SPLITS:
-        with medmnist.open(f"{split}_images.npy") as file: shapes.append(_array_shape(file))
-    if len({shape[1:] for shape in shapes}) > 1:
-        raise ValueError(f"the splits have images of different sizes: {shapes}")
-    return shapes
-
-def _copy_images(medmnist, output):
-    "Join the images of all splits into one array `images.npy` of the open ZIP file `output`."
-    shapes = _image_shapes(medmnist)
-    shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    with output.open("images.npy", "w", force_zip64=True) as joined:
-        npy.write_array_header_1_0(joined, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for split in MEDMNIST_SPLITS:
-            with medmnist.open(f"{split}_images.npy") as file:
-                _array_shape(file)
-                shutil.copyfileobj(file, joined, 2**20)
-
 # %% ../nbs/library/sources.ipynb #579797fb
-def convert_medmnist(
-    path: str | Path,  # an .npz file of MedMNIST: train_images, train_labels, val_images, ...
-    output: str | Path,  # the .npz file to write: images (n, height, width, 3), labels (n), split (n), classes
+def name_classes(
+    path: str | Path,  # an .npz file
+    output: str | Path,  # the .npz file to write: the same arrays, and the names as `classes`
     classes: tuple,  # class names in label order
 ) -> Path:  # `output`
-    "Rewrite a MedMNIST file in the form that `read_dataset` reads. Raises `SourceError` if it is not one."
-    try:
-        with np.load(path) as arrays:
-            labels = [arrays[f"{split}_labels"].reshape(-1).astype("int64") for split in MEDMNIST_SPLITS]
-        names = np.repeat(list(MEDMNIST_SPLITS.values()), [len(split) for split in labels])
-        with atomic_path(output) as temporary:
-            np.savez(temporary, labels=np.concatenate(labels), split=names, classes=np.array(classes))
-            with zipfile.ZipFile(path) as medmnist, zipfile.ZipFile(temporary, "a") as joined:
-                _copy_images(medmnist, joined)
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{path} is not a MedMNIST file ({error})") from error
+    "Copy an npz file and add its class names. Raises `SourceError` if it is not one."
+    if not zipfile.is_zipfile(path):
+        raise SourceError(f"{path} is no npz file; delete it and download it again")
+    with atomic_path(output) as temporary:
+        shutil.copyfile(path, temporary)
+        with zipfile.ZipFile(temporary, "a") as archive, archive.open("classes.npy", "w") as file:
+            npy.write_array(file, np.array(classes))
     return Path(output)
 
 # %% ../nbs/library/sources.ipynb #e55be06f
@@ -511,8 +476,7 @@ def _from_url(source, folder, client):
 def _unpack_source(source, got, target):
     "Bring what was downloaded into a form that `read_dataset` reads."
     if source.how == "hub": return convert_rare_species(got, target)
-    if got.suffix == ".npz":
-        return convert_medmnist(got, target.with_suffix(".npz"), source.classes)
+    if got.suffix == ".npz": return name_classes(got, target.with_suffix(".npz"), source.classes)
     extract(got, target)
     for inner in sorted(target.glob("*.zip")):
         extract(inner, target)

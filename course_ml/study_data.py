@@ -17,9 +17,10 @@ from IPython.display import display
 from .cleaning import outlier_scores, pairs_in_blocks, similar_pairs
 from .config import Recipe
 from .data import Check, Dataset, Split
+from .exports import export_image_folder
 from .features import frozen_features
 from .plots import COLORS, new_figure, settle, shorten, show_images
-from .readers import export_image_folder, read_dataset, read_unlabelled
+from .readers import read_dataset, read_unlabelled
 from .reporting import Report
 from .runtime import did_you_mean
 from .synthetic import make_synthetic
@@ -134,7 +135,7 @@ def folder_table(
     "Write a split as folders of images, as torchvision's `ImageFolder` reads it, and count them."
     with TemporaryDirectory() as place:
         root = export_image_folder(dataset, split, Path(place) / dataset.name.replace(" ", "_"))
-        files = [path.relative_to(place).parent.as_posix() for path in root.rglob("*") if path.is_file()]
+        files = [path.relative_to(place).parent.as_posix() for path in root.glob("*/*/*")]
     return pd.Series(files, name="folder").value_counts().sort_index().reset_index(name="images")
 
 # %% ../nbs/library/study_data.ipynb #dbb4225a

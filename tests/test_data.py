@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
 import course_ml
 from course_ml import image_cache, image_sources
 from course_ml.data import Dataset, Split
 from course_ml.decoding import UnreadableImage
 from course_ml.image_sources import ArrayImages
-from course_ml.readers import export_image_folder, read_dataset
+from course_ml.readers import read_dataset
 
 
 def make_image(seed, size=(40, 30), mode="RGB"):
@@ -156,10 +155,10 @@ def test_the_same_images_by_folder_zip_csv_and_npz_have_the_same_pixels(tmp_path
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("photo,label\na.png,x", "no column for the image"),
-        ("file,color,shape\na.png,x,y", "no column for the label"),
-        ("file,label\nnowhere.png,x", "none of the files"),
-        ("file,label\na.png,x\na.png,y", "stands in more than one row"),
+        ("photo,label\na.png,x", "all images have the class 'x'"),
+        ("file,color,shape\na.png,x,y", "no column of labels among file, color, shape"),
+        ("file,label\nnowhere.png,x", "none of the images was found"),
+        ("file,label\na.png,x\na.png,y", "rows 2, 3 give it different labels"),
     ],
 )
 def test_tables_that_cannot_be_read_say_why(tmp_path, content, message):
@@ -169,16 +168,6 @@ def test_tables_that_cannot_be_read_say_why(tmp_path, content, message):
         read_dataset(tmp_path / "t.csv")
 
 
-def test_exported_folders_are_read_by_torchvision(trouble, tmp_path):
-    dataset = read_dataset(trouble)
-    dataset = dataset.without(dataset.check().quarantine).drop_classes(["snails"])
-    split = Split.holdout(dataset, seed=2)
-    export_image_folder(dataset, split, tmp_path / "out")
-    for name in ("train", "validation", "test"):
-        assert ImageFolder(tmp_path / "out" / name).classes == ["birds", "fish"]
-        assert len(ImageFolder(tmp_path / "out" / name)) == len(split.rows(name))
-    with pytest.raises(FileExistsError):
-        export_image_folder(dataset, split, tmp_path / "out")
 
 
 def test_a_damaged_cache_of_another_data_set_is_never_used(tmp_path):

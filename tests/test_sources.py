@@ -22,11 +22,11 @@ from course_ml.sources import (
     SOURCES,
     Source,
     SourceError,
-    convert_medmnist,
     convert_rare_species,
     download,
     extract,
     fetch,
+    name_classes,
 )
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8))
@@ -469,10 +469,8 @@ def test_fetch_medmnist(world, tmp_path, monkeypatch):
         "validation": 8,
     }
     np.testing.assert_array_equal(dataset.labels[24:32], arrays["val_labels"].ravel())
-    with np.load(path) as ours:
-        np.testing.assert_array_equal(
-            ours["images"], np.concatenate([arrays[f"{p}_images"] for p in ("train", "val", "test")])
-        )
+    images = np.concatenate([arrays[f"{split}_images"] for split in ("train", "val", "test")])
+    np.testing.assert_array_equal(dataset.images(8), images)
     assert names(tmp_path / "data") == ["blood.json", "blood.npz"]
     requests = len(world["requests"])
     assert fetch("blood", tmp_path / "data") == path and len(world["requests"]) == requests
@@ -484,20 +482,11 @@ def test_fetch_medmnist(world, tmp_path, monkeypatch):
     )
 
 
-def test_not_medmnist(tmp_path):
-    np.savez(tmp_path / "x.npz", images=np.zeros(3))
-    with pytest.raises(SourceError, match="not a MedMNIST file"):
-        convert_medmnist(tmp_path / "x.npz", tmp_path / "y.npz", BLOOD_CLASSES)
-    (tmp_path / "z.npz").write_text("<html>")
-    with pytest.raises(SourceError, match="not a MedMNIST file"):
-        convert_medmnist(tmp_path / "z.npz", tmp_path / "y.npz", BLOOD_CLASSES)
+def test_not_an_npz(tmp_path):
+    (tmp_path / "x.npz").write_text("<html>")
+    with pytest.raises(SourceError, match="no npz file"):
+        name_classes(tmp_path / "x.npz", tmp_path / "y.npz", BLOOD_CLASSES)
     assert not (tmp_path / "y.npz").exists()
-
-
-def test_medmnist_with_splits_of_different_sizes(tmp_path):
-    np.savez(tmp_path / "x.npz", **(medmnist(tmp_path / "a.npz") | {"val_images": np.zeros((8, 9, 9, 3), np.uint8)}))
-    with pytest.raises(SourceError, match="different sizes"):
-        convert_medmnist(tmp_path / "x.npz", tmp_path / "y.npz", BLOOD_CLASSES)
 
 
 def test_fetch_class_folders(world, tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ ALLOWED = [
     Allowed("CONTRIBUTING.md", r"^\|[^|\n]*\|[^|\n]*\|$", "the table of words itself"),
     Allowed("nbs/**", r"(?i)stylesheets?|spreadsheets?|data\s?sheets?", "other things than image grids"),
     Allowed("nbs/library/configuration.ipynb", r"^RENAMED = \{[^}]*\}", "the former names of fields, answered with the new ones"),
+    Allowed("nbs/library/layout.ipynb", r"^PLAIN_NAMES = \{[^}]*\}", "names that other people give their folders"),
     Allowed("pyproject.toml", r"Greys|greys", "the name of Matplotlib's color map"),
     Allowed("*", r"""(["'])Greys\1""", "the name of Matplotlib's color map"),
     Allowed("*", r"platform\.processor", "a function of Python"),

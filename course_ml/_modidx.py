@@ -1195,6 +1195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_ml.metrics.matching_rows': ('metrics.html#matching_rows', 'course_ml/metrics.py'),
                                    'course_ml.metrics.mcnemar': ('metrics.html#mcnemar', 'course_ml/metrics.py'),
                                    'course_ml.metrics.mcnemar_p_value': ('metrics.html#mcnemar_p_value', 'course_ml/metrics.py'),
+                                   'course_ml.metrics.no_interval_reason': ('metrics.html#no_interval_reason', 'course_ml/metrics.py'),
                                    'course_ml.metrics.per_class': ('metrics.html#per_class', 'course_ml/metrics.py'),
                                    'course_ml.metrics.percentile_interval': ('metrics.html#percentile_interval', 'course_ml/metrics.py'),
                                    'course_ml.metrics.reflected_interval': ('metrics.html#reflected_interval', 'course_ml/metrics.py'),

@@ -67,6 +67,8 @@ LAYOUTS = {
                               {"test/cat": 2, "train/cat": 3, "train/dog": 3}, 0, 0),
     "class, then split": ({"cat/Train": 3, "cat/Test": 2, "dog/Train": 3, "dog/Test": 2, "dog": 1},
                           {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}, 0, 1),
+    "a class without split": ({"cat/train": 3, "cat/test": 2, "dog/train": 3, "dog/test": 2, "dog/old": 1, "owl": 2},
+                              {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}, 0, 3),
     "wrappers": ({"data/pets/images/cat": 3, "data/pets/images/dog": 3, "data": 1}, {"cat": 3, "dog": 3}, 0, 1),
     "only train": ({"train/cat": 3, "train/dog": 3}, {"cat": 3, "dog": 3}, 0, 0),
     "a class called train": ({"train/steam": 3, "train/electric": 3, "bus": 3, "plane": 3},

@@ -19,26 +19,29 @@ from course_ml.audit_claims import (
     check_ensembles,
     check_held_out,
     check_samples,
+    check_unknown,
 )  # fmt: skip
 from .audit_layers import check_parameters
 from .metrics import mcnemar_p_value
-from .printed_numbers import SLACK, Printed, read_printed
+from .printed_numbers import SLACK, Printed, read_count, read_printed
 from course_ml.published_records import (
+    AVERAGED,
     COLUMNS,
     error_counts,
     matrix_of,
     models_with,
     named,
     printed_scores,
+    read_score,
     same_images,
 )  # fmt: skip
 
 # %% auto #0
-__all__ = ['VERDICTS', 'WEIGHTS', 'CHECKS', 'exact_scores', 'contradictions', 'readings', 'reading', 'matrix_contradictions',
-           'check_matrix', 'check_errors', 'check_auc', 'supports', 'share_of', 'names_exchanged', 'check_supports',
-           'check_stratified', 'check_split', 'weights_exchanged', 'check_weights', 'possible_counts', 'check_rows',
-           'check_totals', 'check_averages', 'check_means', 'p_value_bounds', 'significance', 'check_comparisons',
-           'audit', 'compare_with_published']
+__all__ = ['VERDICTS', 'HARMONIC', 'WEIGHTS', 'CHECKS', 'exact_scores', 'harmonic_f1', 'contradictions', 'readings', 'reading',
+           'matrix_contradictions', 'check_matrix', 'check_f1', 'check_errors', 'check_auc', 'supports', 'share_of',
+           'names_exchanged', 'check_supports', 'check_stratified', 'check_split', 'weights_exchanged', 'check_weights',
+           'possible_counts', 'check_rows', 'check_totals', 'check_averages', 'check_means', 'same_scores',
+           'check_between', 'p_value_bounds', 'significance', 'check_comparisons', 'audit', 'compare_with_published']
 
 # %% ../nbs/10_audit.ipynb #aaefe4a5
 def exact_scores(
@@ -51,15 +54,24 @@ def exact_scores(
     with np.errstate(invalid="ignore"):
         precision, recall = positives / predicted, positives / true
         f1 = 2 * positives / (true + predicted)
+        specificity = 1 - (predicted - positives) / (matrix.sum() - true)
     scores = {"n": matrix.sum(), "accuracy": positives.sum() / max(matrix.sum(), 1)}
-    scores["mean per-class accuracy"] = recall.mean()
-    for score, values in {"precision": precision, "recall": recall, "F1": f1}.items():
+    scores |= dict.fromkeys(["mean per-class accuracy", "balanced accuracy"], recall.mean())
+    for score, values in zip(AVERAGED, (precision, recall, f1, recall, specificity)):
         scores[f"macro {score}"] = values.mean()
         scores[f"weighted {score}"] = (values * true).sum() / max(true.sum(), 1)
         scores |= {f"{score} of {name}": value for name, value in zip(classes, values)}
         if positive:
             scores[score] = values[classes.index(positive)]
     return scores | {f"support of {name}": value for name, value in zip(classes, true)}
+
+
+def harmonic_f1(
+    precision: float,  # macro average
+    recall: float,  # likewise
+) -> float:  # NaN if one of them is
+    "Return the harmonic mean of macro precision and macro recall, which some publications print as the macro F1."
+    return 2 * precision * recall / max(precision + recall, SLACK)
 
 
 def contradictions(
@@ -70,9 +82,11 @@ def contradictions(
     "Return the printed scores that the exact ones contradict."
     found = []
     for name in [name for name in printed if name in exact]:
-        number, value = printed[name], float(exact[name])
-        if not number.contains(value) and number.is_truncated(value) == truncated:
-            found.append(f"{name} {number.string} ({value:.4g})")
+        number, values = printed[name], [float(exact[name])]
+        if name == "macro F1":
+            values.append(harmonic_f1(exact["macro precision"], exact["macro recall"]))
+        if not any(map(number.contains, values)) and any(map(number.is_truncated, values)) == truncated:
+            found.append(f"{name} {number.string} ({values[0]:.4g})")
     return found
 
 # %% ../nbs/10_audit.ipynb #4ce5da8a
@@ -119,7 +133,9 @@ VERDICTS = {
     "not comparable": "comparing these scores is misleading",
     "comparison": "what a paired test could say",
     "not reported": "a reader needs it",
+    "not checked": "the audit does not know it",
 }
+HARMONIC = "is the harmonic mean of macro precision and recall, not the mean of the classes' F1"
 
 
 def check_matrix(record: dict):
@@ -138,15 +154,24 @@ def check_matrix(record: dict):
             message = f"the matrix as printed contradicts {contradicted}; {words}, it gives all printed scores{cut}"
             yield name, "impossible", message
 
+
+def check_f1(record: dict):
+    "Say where the macro F1 is not the mean of the classes' F1, but follows from macro precision and recall."
+    for name, model in models_with(record, "matrix", "scores"):
+        exact, f1 = exact_scores(reading(model)[1], model["classes"]), printed_scores(model).get("macro F1")
+        harmonic = harmonic_f1(exact["macro precision"], exact["macro recall"])
+        if f1 and not f1.contains(exact["macro F1"]) and f1.contains(harmonic):
+            yield name, "not comparable", f"macro F1 {f1.string} {HARMONIC}"
+
 # %% ../nbs/10_audit.ipynb #ae3c91d0
 def check_errors(record: dict):
     "Check that false positives and false negatives counted in the text follow from the matrix."
     for name, model in models_with(record, "matrix", "errors"):
-        if len(model["classes"]) != 2:
+        if len(model["classes"]) != 2 or "positive" not in model:
             continue
         matrix, positive = reading(model)[1], model["classes"].index(model["positive"])
         exact = {"false positives": matrix[1 - positive, positive], "false negatives": matrix[positive, 1 - positive]}
-        counted = {kind: int(count) for kind, count in model["errors"].items()}
+        counted = {kind: read_count(count) for kind, count in model["errors"].items()}
         differ = [f"{count} {kind} ({exact[kind]})" for kind, count in counted.items() if count != exact[kind]]
         if differ:
             other = dict(zip(exact, list(exact.values())[::-1]))
@@ -161,7 +186,7 @@ def check_auc(record: dict):
         matrix = reading(model)[1]
         if "AUC" not in model["scores"] or len(matrix) != 2 or not matrix.sum(1).all():
             continue
-        auc, (one, other) = read_printed(model["scores"]["AUC"]), matrix.diagonal() / matrix.sum(1)
+        auc, (one, other) = printed_scores(model)["AUC"], matrix.diagonal() / matrix.sum(1)
         low, high, mean = one * other, 1 - (1 - one) * (1 - other), (one + other) / 2
         if not auc.overlaps(low, high):
             limits = f"{low:.3f} to {high:.3f}, the areas of all curves through this matrix"
@@ -363,21 +388,37 @@ def check_averages(
         "macro": {c: 1 / len(support) for c in support},
         "weighted": {c: images / n for c, images in support.items()},
     }
+    ends = {}
     for score, (kind, weights) in itertools.product(COLUMNS[:3], kinds.items()):
         rows, average = {c: printed.get(f"{score} of {c}") for c in support}, printed.get(f"{kind} {score}")
-        if average is None or None in rows.values():
+        if None in rows.values():
             continue
-        low, high = (sum(weights[c] * getattr(row, end) for c, row in rows.items()) for end in ("low", "high"))
-        if not average.overlaps(low, high):
+        low, high = ends[kind, score] = _average(rows, weights)
+        if average is None or average.overlaps(low, high):
+            continue
+        if (kind, score) == ("macro", "F1") and average.overlaps(*_harmonic_ends(ends)):
+            yield name, "not comparable", f"macro F1 {average.string} {HARMONIC}"
+        else:
             reason = f"the rows give {low:.4f} to {high:.4f}"
             yield name, "impossible", f"{kind} {score} {average.string}; {reason}"
+
+
+def _average(rows, weights):
+    "Return the smallest and the largest weighted mean of printed numbers."
+    return tuple(sum(weights[c] * getattr(row, end) for c, row in rows.items()) for end in ("low", "high"))
+
+
+def _harmonic_ends(ends):
+    "Return the smallest and the largest harmonic mean of macro precision and recall; one that is unknown is 0 to 1."
+    precision, recall = (ends.get(("macro", score), (0, 1)) for score in COLUMNS[:2])
+    return tuple(map(harmonic_f1, precision, recall))
 
 # %% ../nbs/10_audit.ipynb #a3479245
 def check_means(record: dict):
     "Check relations between scores that are true of every table."
     for name, model in record["models"].items():
         printed = printed_scores(model)
-        for one, other in (("weighted recall", "accuracy"), ("macro recall", "mean per-class accuracy")):
+        for one, other in itertools.chain.from_iterable(itertools.combinations(s, 2) for s in same_scores(model)):
             a, b = printed.get(one), printed.get(other)
             if a and b and not a.overlaps(b.low, b.high):
                 yield name, "impossible", f"{one} {a.string} and {other} {b.string} are the same number"
@@ -386,6 +427,43 @@ def check_means(record: dict):
             if precision and recall and f1 and f1.low > (precision.high + recall.high) / 2 + SLACK:
                 mean = f"the mean of precision {precision.string} and recall {recall.string}"
                 yield name, "impossible", f"{kind}F1 {f1.string} is above {mean}"
+        if len(model.get("classes", [])) == 2:
+            yield from check_between(name, printed)
+
+
+def same_scores(
+    model: dict,  # of a record
+) -> list[tuple[str, ...]]:  # names
+    "Return which scores are one number by their definition."
+    same = [
+        ("accuracy", "weighted recall", "weighted sensitivity"),
+        ("mean per-class accuracy", "balanced accuracy", "macro recall", "macro sensitivity"),
+    ]
+    same += [(f"recall of {c}", f"sensitivity of {c}") for c in model.get("classes", [])]
+    positive, others = model.get("positive"), [c for c in model.get("classes", []) if c != model.get("positive")]
+    if positive and len(others) == 1:
+        other = others[0]
+        same += [(score, f"{score} of {positive}") for score in ("precision", "F1")]
+        same.append(("recall", "sensitivity", f"recall of {positive}", f"specificity of {other}"))
+        same.append(("specificity", f"recall of {other}", f"specificity of {positive}"))
+    return same if positive else [*same, ("recall", "sensitivity")]
+
+
+def check_between(
+    name: str,  # of the model, which has two classes
+    printed: dict[str, Printed],  # from `printed_scores`
+):
+    "Check that the accuracy is between sensitivity and specificity, and the balanced accuracy their mean."
+    sensitivity, specificity = printed.get("sensitivity", printed.get("recall")), printed.get("specificity")
+    if not (sensitivity and specificity):
+        return
+    ends = [(sensitivity.low, sensitivity.high), (specificity.low, specificity.high)]
+    allowed = {"accuracy": (min(ends)[0], max(high for _, high in ends))}
+    allowed["balanced accuracy"] = tuple(sum(pair) / 2 for pair in zip(*ends))
+    for score, (low, high) in allowed.items():
+        if score in printed and not printed[score].overlaps(low, high):
+            reason = f"sensitivity {sensitivity.string} and specificity {specificity.string} give {low:.4f} to {high:.4f}"
+            yield name, "impossible", f"{score} {printed[score].string}; {reason}"
 
 # %% ../nbs/10_audit.ipynb #f5a4a48c
 def p_value_bounds(
@@ -426,9 +504,9 @@ def check_comparisons(record: dict):
 
 # %% ../nbs/10_audit.ipynb #534a8c32
 CHECKS = (
-    check_matrix, check_errors, check_auc, check_supports, check_split, check_weights, check_rows, check_means,
-    check_parameters, check_samples, check_choice, check_ensembles, check_comparisons, check_claims, check_held_out,
-    check_class_scores,
+    check_matrix, check_f1, check_errors, check_auc, check_supports, check_split, check_weights, check_rows,
+    check_means, check_parameters, check_samples, check_choice, check_ensembles, check_comparisons, check_claims,
+    check_held_out, check_class_scores, check_unknown,
 )  # fmt: skip
 
 
@@ -437,7 +515,7 @@ def audit(
 ) -> pd.DataFrame:  # where, verdict, finding; the most serious first
     "Return the findings of all checks."
     found = [finding for check in CHECKS for finding in check(record)]
-    table = pd.DataFrame(found, columns=["where", "verdict", "finding"])
+    table = pd.DataFrame(list(dict.fromkeys(found)), columns=["where", "verdict", "finding"])
     order = list(VERDICTS)
     return table.sort_values("verdict", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
 
@@ -449,7 +527,7 @@ def compare_with_published(
     "Compare published scores with one's own; a `reason` says why the two are not comparable."
     rows = []
     for row in ours:
-        printed = read_printed(record["models"][row["model"]]["scores"][row["score"]])
+        printed = read_score(row["score"], record["models"][row["model"]]["scores"][row["score"]])
         verdict = "better" if row["value"] > printed.high else "worse"
         if printed.overlaps(row["low"], row["high"]):
             verdict = "match"

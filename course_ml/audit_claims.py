@@ -8,12 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from .metrics import wilson_interval
-from .printed_numbers import SLACK, read_printed
-from .published_records import error_counts, matrix_of, models_with, same_images, some_of
+from .printed_numbers import SLACK, read_count, read_printed
+from course_ml.published_records import (
+    OTHER_SCORES,
+    SHARES,
+    error_counts,
+    matrix_of,
+    models_with,
+    read_score,
+    same_images,
+    some_of,
+)  # fmt: skip
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'check_samples', 'check_sizes', 'check_choice', 'check_ensembles', 'has_plus_minus', 'half_widths',
-           'check_claims', 'check_held_out', 'check_class_scores']
+           'check_claims', 'check_held_out', 'check_class_scores', 'check_unknown']
 
 # %% ../nbs/library/audit_claims.ipynb #5a6fe14b
 def check_samples(record: dict):
@@ -57,12 +66,12 @@ def check_choice(record: dict):
 def check_ensembles(record: dict):
     "Check that the score of an ensemble is its own, and not below those of its members."
     for name, ensemble in models_with(record, "members", "scores"):
-        members = {member: record["models"].get(member, {}).get("scores", {}) for member in ensemble["members"]}
+        members = {member: record["models"][member].get("scores", {}) for member in ensemble["members"]}
         for score, string in ensemble["scores"].items():
-            others = {member: read_printed(scores[score]) for member, scores in members.items() if score in scores}
+            others = {m: read_score(score, scores[score]) for m, scores in members.items() if score in scores}
             if not others:
                 continue
-            best, own = max(others, key=lambda member: others[member].low), read_printed(string)
+            best, own = max(others, key=lambda member: others[member].low), read_score(score, string)
             same = [member for member, other in others.items() if abs(other.low - own.low) < SLACK]
             if own.high <= others[best].low + SLACK:
                 reason = f"is below its member {best} ({others[best].string}): how was the ensemble scored?"
@@ -128,7 +137,7 @@ def check_held_out(record: dict):
 
 def check_class_scores(record: dict):
     "Check that something in the table shows the scores of the single classes."
-    classes = int(record["data"].get("classes", 0)) or len(record["data"].get("counts", {}))
+    classes = read_count(record["data"].get("classes", "0")) or len(record["data"].get("counts", {}))
     for model in record["models"].values():
         by_class = any("macro" in score or "mean per-class" in score for score in model.get("scores", {}))
         if by_class or "per class" in model or "matrix" in model:
@@ -136,3 +145,11 @@ def check_class_scores(record: dict):
     if classes > 2:
         reason = f"how the single classes do: {classes} of them, and no macro average, table or matrix"
         yield "table", "not reported", reason
+
+
+def check_unknown(record: dict):
+    "List the scores that no check knows."
+    printed = dict.fromkeys(score for _, model in models_with(record, "scores") for score in model["scores"])
+    unknown = [score for score in printed if score.partition(" of ")[0] not in SHARES | OTHER_SCORES]
+    if unknown:
+        yield "table", "not checked", f"no check knows {', '.join(unknown)}"

@@ -88,7 +88,7 @@ def check_layers(
     total, stated = sum(number.low for number in printed), model.get("parameters", {}).get("total")
     if stated and not read_printed(stated).contains(total):
         yield name, "impossible", f"the layers have {total:,.0f} parameters, not {stated}"
-    size, classes = int(model["input"]), int(layers[-1].split()[-1])
+    size, classes = read_printed(model["input"]).count, int(layers[-1].split()[-1])
     if fitting_sizes(layers[:-1], printed, classes, [size]):
         return
     sizes = fitting_sizes(layers[:-1], printed, classes)

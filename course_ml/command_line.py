@@ -12,6 +12,7 @@ import sys
 
 from .data_commands import audit_command, check_command, doctor_command, train_command
 from .notebooks import ReportError, RunError
+from .reading import add_reading_options
 from course_ml.report_commands import (
     diff_command,
     export_command,
@@ -52,6 +53,12 @@ def _add(commands, name, action, about):
     command.set_defaults(action=action)
     return command
 
+def _add_data_options(command, group_duplicates="exact"):
+    "Add the options of a command that reads images and splits them."
+    add_reading_options(command)
+    command.add_argument("--group-duplicates", choices=("none", "exact", "near"), default=group_duplicates,
+                         help=f"duplicates that stay in one set of the split (default: {group_duplicates})")
+
 def add_report_options(
     command: argparse.ArgumentParser,  # is changed
 ):
@@ -79,7 +86,9 @@ def add_report_commands(
     params.add_argument("name", metavar="NAME", help="of the report")
     new = _add(commands, "new", new_command, "begin a report on your own images")
     new.add_argument("name", metavar="NAME", help="of the report")
-    new.add_argument("--data", metavar="PATH", required=True, help="the images: a folder, a CSV, a zip or an npz")
+    new.add_argument("--data", metavar="PATH", required=True,
+                     help="the images: a folder, a table, an archive or an npz")
+    _add_data_options(new)
 
 def add_comparing_commands(
     commands,  # from `ArgumentParser.add_subparsers`
@@ -105,18 +114,20 @@ def add_data_commands(
 ):
     "Add the commands about images, published records, recipes and this machine."
     check = _add(commands, "check", check_command, "look at a set of images")
-    check.add_argument("path", metavar="PATH", help="a folder, a CSV, a zip or an npz")
+    check.add_argument("path", metavar="PATH", help="a folder, a table, an archive or an npz")
+    _add_data_options(check)
     audit = _add(commands, "audit", audit_command, "check what the scores of a published record reveal")
     audit.add_argument("file", metavar="FILE", help="a YAML file, see lesson 10")
     train = _add(commands, "train", train_command, "train a named recipe")
     train.add_argument("name", metavar="NAME", help="of the recipe, e.g. leaves_resnet50d")
     train.add_argument("--data", metavar="PATH", required=True,
-                       help="a built-in set, e.g. digits, or your own: a folder, a CSV, a zip or an npz")
+                       help="a built-in set, e.g. digits, or your own: a folder, a table, an archive or an npz")
+    _add_data_options(train, group_duplicates="none")
     train.add_argument("--set", dest="changes", metavar="FIELD=VALUE", action="append", default=[],
                        help="change a field of the recipe; the value in YAML; may be repeated")
     train.add_argument("--fold", metavar="FOLD/FOLDS", default="",
                        help="validate on one of so many folds, counted from 0, e.g. 0/5 "
-                            "(default: hold out 15 %% and 15 %%)")
+                            "(default: the split that came with the data, or hold out 15 %% and 15 %%)")
     _add(commands, "doctor", doctor_command, "show what this installation is made of, and what it can do")
 
 def installed_version() -> str:

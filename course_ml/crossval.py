@@ -322,9 +322,9 @@ def predict_folds(
 
 def _check_ids(ids, wanted):
     "Raise `ValueError` unless the ids are exactly the wanted ones, each once."
-    problems = {"repeated": pd.Index(ids)[pd.Index(ids).duplicated()],
-                "missing": [i for i in wanted if i not in set(ids)],
-                "not asked for": [i for i in ids if i not in set(wanted)]}
+    ids, wanted = pd.Index(ids), pd.Index(wanted)
+    problems = {"repeated": ids[ids.duplicated()], "missing": wanted[~wanted.isin(ids)],
+                "not asked for": ids[~ids.isin(wanted)]}
     for problem, found in problems.items():
         if not len(found): continue
         raise ValueError(f"submission: {len(found)} ids are {problem}, e.g. {', '.join(map(str, found[:3]))}")

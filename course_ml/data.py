@@ -14,15 +14,17 @@ import numpy as np
 import pandas as pd
 
 from .decoding import UnreadableImage
+from .duplicates import duplicate_pairs, linked_groups
 from .image_cache import decoded_images
 from .image_sources import ArrayImages, ImageSource
 from .provenance import atomic_path, content_hash
-from .reading import Reading
+from .reading import Reading, split_named
 from .runtime import map_blocks
+from .splitting import assign_groups, torn_groups
 
 # %% auto #0
-__all__ = ['LOOKS', 'SPLITS', 'index_classes', 'Dataset', 'near_pairs', 'Check', 'look_at_image', 'describe_pixels',
-           'check_images', 'linked_groups', 'assign_groups', 'Split', 'assign_splits']
+__all__ = ['LOOKS', 'SPLITS', 'index_classes', 'Dataset', 'Check', 'look_at_image', 'describe_pixels', 'check_images', 'Split',
+           'assign_splits']
 
 # %% ../nbs/01_data.ipynb #0a8f91a7
 def _natural_order(name):
@@ -175,6 +177,16 @@ class Dataset:
         "Join the groups of each pair (and of pairs of pairs), so that no split separates them."
         return replace(self, items=self.items.assign(group=_joined_groups(self.items, pairs)))
 
+    def group_duplicates(self,
+        duplicates: pd.DataFrame,  # `check().duplicates`
+        kind: str = "exact",  # which to group: "none", "exact", or "near" (exact and near ones)
+    ) -> Dataset:
+        "Join the groups of duplicates, so that no split separates them. Raises `ValueError` for another kind."
+        kinds = {"none": [], "exact": ["exact"], "near": ["exact", "near"]}
+        if kind not in kinds:
+            raise ValueError(f"group_duplicates: {kind!r} is none of {', '.join(kinds)}")
+        return self.grouped(duplicates[duplicates.kind.isin(kinds[kind])])
+
 # %% ../nbs/01_data.ipynb #28f2bc0e
 def _tabulate(labels, ids, groups, metadata):
     "The items of a data set whose images are in an array."
@@ -183,27 +195,13 @@ def _tabulate(labels, ids, groups, metadata):
     items = pd.DataFrame({"id": ids, "location": range(len(ids)), "label": labels.astype("int64"), "group": groups})
     return items if metadata is None else pd.concat([items, metadata.reset_index(drop=True)], axis=1)
 
-# %% ../nbs/01_data.ipynb #f8c02664
-def near_pairs(
-    bits: np.ndarray,  # (n,) uint64 perceptual hashes
-    distance: int,  # largest number of differing bits, 0 to 64
-    block: int = 512,  # rows compared at once
-) -> np.ndarray:  # (pairs, 3) int64: first, second, distance; first < second
-    "Find all pairs of hashes that differ in at most `distance` bits."
-    found = [np.zeros((0, 3), "int64")]
-    for start in range(0, len(bits), block):
-        differing = np.bitwise_count(bits[start:start + block, None] ^ bits[None, start:])
-        first, second = np.nonzero(np.triu(differing <= distance, k=1))
-        found.append(np.stack([first + start, second + start, differing[first, second]], axis=1))
-    return np.concatenate(found).astype("int64")
-
 # %% ../nbs/01_data.ipynb #a51891e4
 @dataclass
 class Check:
     "What `Dataset.check` found, a table for each question."
     quarantine: pd.DataFrame  # id, reason: cannot be used
     skipped: pd.DataFrame  # id, reason: was left out when the data set was read
-    duplicates: pd.DataFrame  # id, other, kind (exact or near), distance (bits of 64), label, other_label, same_label
+    duplicates: pd.DataFrame  # pairs that link them: id, other, kind, distance, label, other_label, same_label
     counts: pd.DataFrame  # class, images, fraction
     sizes: pd.DataFrame  # width, height, images
     images: pd.DataFrame  # every readable image: what `look_at_image` says of it
@@ -216,9 +214,9 @@ class Check:
         findings = {
             "left out when reading": len(self.skipped),
             "cannot be read": len(self.quarantine),
-            "exact duplicate pairs": (pairs.kind == "exact").sum(),
-            "near duplicate pairs": (pairs.kind == "near").sum(),
-            "duplicate pairs with two labels": (~pairs.same_label.astype(bool)).sum(),
+            "exact duplicates": (pairs.kind == "exact").sum(),
+            "near duplicates": (pairs.kind == "near").sum(),
+            "duplicates with two labels": (~pairs.same_label.astype(bool)).sum(),
             "classes": len(self.counts),
             "smallest class": self.counts.images.min(),
             "largest class": self.counts.images.max(),
@@ -313,28 +311,16 @@ def _count_kinds(images):
     return images.groupby("kind").agg(**columns).reset_index()
 
 def _find_duplicates(dataset, readable, near):
-    "Pairs of images with the same bytes (kind exact) or nearly the same hash (kind near)."
+    "The fewest pairs that link images with the same bytes (kind exact) or nearly the same hash (kind near)."
     rows = readable.row.to_numpy(int)
-    pairs = near_pairs(readable.bits.to_numpy("uint64"), near)
+    pairs, exact = duplicate_pairs(readable.bits.to_numpy("uint64"), dataset.digests[rows], near)
     first, second = rows[pairs[:, 0]], rows[pairs[:, 1]]
-    exact = dataset.digests[first] == dataset.digests[second]
     names, ids = np.array(dataset.classes, dtype=object)[dataset.labels], dataset.items.id.to_numpy(object)
     return pd.DataFrame({"id": ids[first], "other": ids[second], "kind": np.where(exact, "exact", "near"),
                          "distance": pairs[:, 2], "label": names[first], "other_label": names[second],
                          "same_label": names[first] == names[second]})
 
 # %% ../nbs/01_data.ipynb #b06a6a18
-def linked_groups(
-    count: int,  # number of things
-    first,  # (pairs,) one thing of each pair, 0 to count - 1
-    second,  # (pairs,) the other
-) -> np.ndarray:  # (count,) number of each thing's group
-    "Number the groups in which things are linked by pairs, directly or by way of others."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    links = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
-    return connected_components(links, directed=False)[1]
-
 def _joined_groups(items, pairs):
     "Each image's group after the groups of each pair were joined; a joined group keeps its first name."
     codes, names = pd.factorize(items.group)
@@ -342,45 +328,16 @@ def _joined_groups(items, pairs):
     joined = linked_groups(len(names), [code[i] for i in pairs.id], [code[i] for i in pairs.other])
     return pd.Series(names).groupby(joined).transform("first").to_numpy()[codes]
 
-# %% ../nbs/01_data.ipynb #fd7e34a0
-def assign_groups(
-    labels: np.ndarray,  # (n,) class indices
-    groups,  # (n,) group names
-    shares: list[float],  # the fraction of all images that each set should get; they add up to 1
-    seed: int,  # which of the many such splits
-) -> np.ndarray:  # (n,) number of each image's set
-    "Assign whole groups to sets so that each set comes close to its share of every class."
-    codes = pd.factorize(np.asarray(groups))[0]
-    table = np.zeros((codes.max() + 1, labels.max() + 1))
-    np.add.at(table, (codes, labels), 1)
-    order = np.random.default_rng(seed).permutation(len(table))
-    order = order[np.argsort(-table[order].sum(1), kind="stable")]
-    assigned = np.zeros(len(table), int)
-    for number in range(len(shares) - 1, 0, -1):
-        taken = _take_share(table[order], shares[number] / sum(shares[:number + 1]))
-        assigned[order[taken]] = number
-        order = order[~taken]
-    return assigned[codes]
-
-def _take_share(table, share):
-    "Which groups (rows; columns are classes) to take so that `share` of every class is taken."
-    total = np.maximum(table.sum(0), 1)
-    missing = np.stack([1 - share, share]).reshape(2, 1) * table.sum(0)
-    taken = np.zeros(len(table), bool)
-    for row, group in enumerate(table):
-        taken[row] = (missing[1] - missing[0]) / total @ group > 0
-        missing[int(taken[row])] -= group
-    return taken
-
 # %% ../nbs/01_data.ipynb #16a7b01b
 def _check_groups(splits, groups):
-    "Raise `ValueError` for a group whose images are in more than one split."
-    table = pd.DataFrame({"split": splits, "group": groups})
-    counts = table.groupby("group").split.nunique()
-    if len(counts) == 0 or counts.max() == 1: return
-    group = counts.idxmax()
+    "Raise `ValueError` for groups whose images are in more than one split."
+    table = pd.DataFrame({"split": splits, "group": groups})[torn_groups(splits, groups)]
+    if not len(table): return
+    group, number = table.group.iloc[0], table.group.nunique()
     names = ", ".join(sorted(set(table.split[table.group == group])))
-    raise ValueError(f"the group {group!r} would be split over {names}; keep it in one split")
+    others = f", and {number - 1} more groups" if number > 1 else ""
+    raise ValueError(f"the group {group!r} would be split over {names}{others}; keep each in one split, or take the "
+                     "split that came with the data as it is (Split.of)")
 
 def _check_shares(shares):
     "Raise `ValueError` for fractions that are negative or do not add up to 1."
@@ -391,9 +348,53 @@ def _published_split(dataset):
     "The split of every image that came with the data. Raises `ValueError` without one, or for an unknown name."
     if "split" not in dataset.items:
         raise ValueError(f"{dataset.name} has no column 'split'; its columns are {', '.join(dataset.items.columns)}")
-    if unknown := sorted(set(dataset.items.split) - set(SPLITS)):
-        raise ValueError(f"{dataset.name}: the split {unknown[0]!r} is none of {', '.join(SPLITS)}")
-    return [SPLITS[name] for name in dataset.items.split]
+    given = dataset.items.split.astype(str)
+    names = given.map({name: split_named(name) for name in given.unique()})
+    if not (names == "").any(): return names.to_numpy(object)
+    item = dataset.items[names == ""].iloc[0]
+    raise ValueError(f"{dataset.name}: the split {item.split!r} of {item.id!r} is none of train, validation, test")
+
+def _shares_or_folds(shares, k):
+    "The fraction of each split, or of each of k folds. Raises `ValueError` for impossible ones."
+    if k == 1 or k < 0: raise ValueError(f"k must be at least 2, not {k}")
+    _check_shares(shares)
+    return {f"fold {i}": 1 / k for i in range(k)} if k else {name: share for name, share in shares.items() if share}
+
+def _describe(shares, seed):
+    "Shares or folds in words."
+    total, names = sum(shares.values()), list(shares)
+    if names[0].startswith("fold"): return f"{len(names)} folds, seed {seed}"
+    return ", ".join(f"{share / total:.0%} {name}" for name, share in shares.items()) + f", seed {seed}"
+
+def _cut(dataset, splits, groups, kept, shares, seed):
+    "Split the images that are in none of the kept splits; a class without any of them does not count."
+    rows = np.flatnonzero(~np.isin(splits, kept))
+    there, codes = np.unique(dataset.labels[rows], return_inverse=True)
+    items = dataset.items.iloc[rows].assign(group=groups[rows], label=codes)
+    part = replace(dataset, items=items, classes=[dataset.classes[label] for label in there]) if kept else dataset
+    total = sum(shares.values())
+    cut = splits.copy()
+    cut[rows] = assign_splits(part, {name: share / total for name, share in shares.items()}, seed).splits
+    return cut
+
+# %% ../nbs/01_data.ipynb #5e9a7a7e
+def _named(names):
+    "At most three names, and how many more there are."
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+def _absent_classes(counts):
+    "A sentence for each split without an image of some class."
+    absent = {split: list(counts.index[counts[split] == 0]) for split in counts}
+    return [f"{split} has no image of {_named(names)}" for split, names in absent.items() if names]
+
+def _separation(splits, groups, what, advice=""):
+    "A sentence about groups of several images that are in more than one split; none where there are none."
+    filled = groups.notna() & (groups.astype(str).str.strip() != "")
+    splits, groups = np.asarray(splits)[filled], groups[filled]
+    torn, several = torn_groups(splits, groups), groups.duplicated(keep=False)
+    if not torn.any(): return []
+    return [f"{groups[torn].nunique()} of {groups[several].nunique()} {what} are in more than one split "
+            f"({torn.sum()} images), so scores may be too high{advice}"]
 
 # %% ../nbs/01_data.ipynb #6d48e0dc
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
@@ -406,8 +407,35 @@ class Split:
     splits: list[str]  # "train", "validation", "test", or "fold 0", "fold 1", ...
     groups: list[str]  # what stays together
     seed: int = 0  # which of the many such splits
+    how: str = ""  # where it comes from, in words
 
     def __post_init__(self): _check_groups(self.splits, self.groups)
+
+    @classmethod
+    def of(cls,
+        dataset: Dataset,
+        train: float = .7,  # fraction of the images that are split, 0 to 1
+        validation: float = .15,  # likewise
+        test: float = .15,  # likewise; 0: no test set is made
+        seed: int = 0,  # which of the many such splits
+        k: int = 0,  # make k folds of all images but a given test set; 0: none
+    ) -> Split:
+        "Use the split that came with the data, cutting what it lacks from its training set; without one, make one."
+        shares = _shares_or_folds({"train": train, "validation": validation, "test": test}, k)
+        if "split" not in dataset.items: return assign_splits(dataset, shares, seed)
+        splits = _published_split(dataset)
+        if "train" not in splits:
+            raise ValueError(f"{dataset.name}: the split that came with it has no training images")
+        kept = [name for name in (["test"] if k else ["validation", "test"]) if name in splits]
+        shares = {name: share for name, share in shares.items() if name not in kept}
+        group, how = dataset.items.group.to_numpy(object), "the split that came with the data"
+        group = np.where(torn_groups(splits, group), group + " in " + splits, group)  # they are separated already
+        if len(shares) > 1:
+            others = " and ".join(name for name in ("train", "validation") if name in splits and name not in kept)
+            came = f"{' and '.join(kept)} came with the data; {others} is split into " if kept else ""
+            how = came + _describe(shares, seed)
+            splits = _cut(dataset, splits, group, kept, shares, seed)
+        return cls(list(dataset.items.id), list(splits), list(group), seed, how)
 
     @classmethod
     def holdout(cls,
@@ -419,8 +447,7 @@ class Split:
     ) -> Split:
         "Split once, stratified and group-safe. Raises `ValueError` for impossible fractions, or a class too small."
         shares = {"train": train, "validation": validation, "test": test}
-        _check_shares(shares)
-        return assign_splits(dataset, {name: share for name, share in shares.items() if share}, seed)
+        return assign_splits(dataset, _shares_or_folds(shares, 0), seed)
 
     @classmethod
     def kfold(cls,
@@ -437,7 +464,8 @@ class Split:
         dataset: Dataset,  # with a column `split` of "train", "validation" (or "val"), "test"
     ) -> Split:
         "Use the split that came with the data. Raises `ValueError` without one, or where it separates a group."
-        return cls(list(dataset.items.id), _published_split(dataset), list(dataset.items.group))
+        how = "the split that came with the data"
+        return cls(list(dataset.items.id), list(_published_split(dataset)), list(dataset.items.group), how=how)
 
     @property
     def k(self) -> int:
@@ -477,10 +505,26 @@ class Split:
     def counts(self, dataset: Dataset) -> pd.DataFrame:  # one row a class, one column a split
         "Count the images of each class in each split."
         names = pd.Categorical.from_codes(dataset.labels, dataset.classes)
-        order = [name for name in ("train", "validation", "test") if name in self.splits]
-        order = order or index_classes(self.splits)[0]
+        usual, there = ["train", "validation", "test"], index_classes(self.splits)[0]
+        order = [name for name in there if name not in usual] + [name for name in usual if name in there]
         table = pd.crosstab(names, np.array(self.splits), rownames=["class"], colnames=["split"], dropna=False)
         return table[order]
+
+    def remarks(self,
+        dataset: Dataset,  # that was split
+        duplicates: pd.DataFrame | None = None,  # `check().duplicates`, or other pairs with columns id and other
+    ) -> list[str]:  # sentences
+        "Say what to know before training: classes that a split lacks, groups and duplicates that it separates."
+        sentences = _absent_classes(self.counts(dataset)) + _separation(self.splits, dataset.items.group, "groups")
+        made = "split" not in dataset.items
+        for column in dataset.reading.offered_groups:
+            advice = f"; group_column={column!r} keeps them together" if made else ""
+            sentences += _separation(self.splits, dataset.items[column], f"values of {column}", advice)
+        if duplicates is None: return sentences
+        known = duplicates[duplicates.id.isin(self.ids) & duplicates.other.isin(self.ids)]
+        alike = pd.Series(_joined_groups(dataset.items.assign(group=dataset.items.id), known))
+        advice = "; group_duplicates='near' keeps them together" if made else ""
+        return sentences + _separation(self.splits, alike, "groups of duplicates", advice)
 
     def save(self, path: str | Path):
         "Write the split as a CSV of id, split, group and seed."
@@ -502,18 +546,22 @@ def assign_splits(
     "Make a stratified, group-safe split. Raises `ValueError` for a class that cannot be in every split."
     names = list(shares)
     _check_class_sizes(dataset, len(names))
-    assigned = assign_groups(dataset.labels, dataset.items.group, list(shares.values()), seed)
-    split = Split(list(dataset.items.id), [names[i] for i in assigned], list(dataset.items.group), seed)
-    if (split.counts(dataset).reindex(columns=names, fill_value=0) > 0).all(axis=None): return split
-    raise ValueError(f"{dataset.name}: no split found in which each of {', '.join(names)} has every class; "
-                     "the groups are too large or a class too small (see dataset.class_counts())")
+    for order in (seed, *np.random.default_rng(seed).integers(2**31, size=4).tolist()):  # of the groups
+        assigned = assign_groups(dataset.labels, dataset.items.group, list(shares.values()), order)
+        splits = [names[i] for i in assigned]
+        split = Split(list(dataset.items.id), splits, list(dataset.items.group), seed, _describe(shares, seed))
+        lacking = _absent_classes(split.counts(dataset).reindex(columns=names, fill_value=0))
+        if not lacking: return split
+    raise ValueError(f"{dataset.name}: no split found in which each of {', '.join(names)} has every class: "
+                     f"{'; '.join(lacking)}. Groups with several classes stand in the way: give smaller groups, "
+                     "or leave a class out (leave_out)")
 
 def _check_class_sizes(dataset, splits):
     "Raise `ValueError` for a class with fewer groups than splits."
     groups = dataset.items.groupby("label").group.nunique().reindex(range(len(dataset.classes)), fill_value=0)
     small = groups[groups < splits]
     if not len(small): return
-    listed = ", ".join(f"{dataset.classes[label]!r} has {count}" for label, count in small.items())
+    listed = ", ".join(f"{dataset.classes[label]!r} has {count}" for label, count in small.head(10).items())
+    if len(small) > 10: listed += f", and {len(small) - 10} more classes have too few"
     raise ValueError(f"{dataset.name}: {splits} splits need at least {splits} images (or groups) of every class, "
-                     f"but {listed}. Add images, or leave the class out "
-                     "(dataset.drop_classes, or leave_out of a report)")
+                     f"but {listed}. Add images, or leave the class out (leave_out)")

@@ -11,28 +11,99 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .notebooks import ReportError, RunError
+from .reading import as_flags, reading_options
 
 # %% auto #0
-__all__ = ['MEMORY_OF_AN_IMAGE', 'check_command', 'audit_command', 'train_command', 'train_named', 'training_data',
-           'advised_batch_size', 'can_reach', 'free_memory', 'abilities', 'doctor_command']
+__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'show_reading', 'show_unused', 'try_images', 'about_split',
+           'check_command', 'audit_command', 'train_command', 'train_named', 'training_data', 'advised_batch_size',
+           'can_reach', 'free_memory', 'abilities', 'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
-if TYPE_CHECKING:  # it loads slowly
+if TYPE_CHECKING:  # they load slowly
+    import pandas as pd
+
+    from course_ml.data import Dataset
     from course_ml.runs import Run
 
 # %% ../nbs/library/data_commands.ipynb #00000005
+MOST_LINES = 20  # of what is not used, on a terminal
+
+def load_named(
+    options,  # of a command, with those of reading
+    **source,  # what `load_dataset` takes: data or data_path
+) -> "Dataset":
+    "Load the images that a command is about. Raises `ReportError`, which names options as flags."
+    from course_ml.datasets import load_dataset
+    try: return load_dataset(**source, **reading_options(options))
+    except (ValueError, OSError) as error: raise ReportError(as_flags(str(error))) from None
+
+def show_reading(
+    dataset: "Dataset",
+):
+    "Print how a data set was read, and what is to be looked at."
+    said = {"How it was read": dataset.reading.decisions, "Look at this": dataset.reading.remarks}
+    for title, sentences in said.items():
+        lines = [f"  {as_flags(sentence)}" for sentence in sentences]
+        if lines: print(title, *lines, "", sep="\n")
+
+def show_unused(
+    name: str,  # of the data set
+    table: "pd.DataFrame",  # id, reason
+):
+    "Print what is not used and why: `MOST_LINES` of it; the whole list is in a file."
+    from course_ml.provenance import atomic_path, cache_folder
+    if not len(table): return
+    print(f"Not used: {len(table)}", table.head(MOST_LINES).to_string(index=False, max_colwidth=100), sep="\n")
+    if len(table) > MOST_LINES:
+        path = cache_folder() / "not_used" / f"{name}.csv"
+        with atomic_path(path) as temporary:
+            table.to_csv(temporary, index=False, errors="surrogateescape")
+        print(f"... and {len(table) - MOST_LINES} more; all of them are in {path}")
+    print()
+
+def try_images(
+    dataset: "Dataset",
+    most: int = 100,  # images to try
+):
+    "Print what some images are, and which of them cannot be read. Raises `ReportError` if none can."
+    rows = range(0, len(dataset), -(-len(dataset) // most))
+    check = dataset.take(rows).check()
+    bad = check.quarantine
+    if len(bad) == len(rows):
+        raise ReportError(f"{dataset.name}: none of {len(bad)} images that were tried can be read, e.g. "
+                          f"{bad.id[0]}: {bad.reason[0]}")
+    if len(bad):
+        print(f"{len(bad)} of {len(rows)} images that were tried cannot be read; a report leaves them out, "
+              f"and course-ml check lists all:\n{bad.head(MOST_LINES).to_string(index=False)}\n")
+    print(f"Kinds of pixels\n{check.kinds.to_string(index=False, float_format='{:.4g}'.format)}\n")
+
+def about_split(
+    dataset: "Dataset",  # that can be read
+    duplicates: "pd.DataFrame | None" = None,  # `check().duplicates`
+) -> list[str]:  # lines
+    "Say what to know of the split with which the images would be trained on."
+    from course_ml.data import Split
+    try: split = Split.of(dataset)
+    except ValueError as error: return [as_flags(f"No split: {error}")]
+    return [f"Split: {split.how}", *(as_flags(f"  {sentence}") for sentence in split.remarks(dataset, duplicates))]
+
 def check_command(options):
     "Say what is in a set of images, and which of them cannot be used."
-    from course_ml.datasets import load_dataset
-    try: dataset = load_dataset(data_path=options.path)
-    except (ValueError, OSError) as error: raise ReportError(str(error)) from None
+    import pandas as pd
+    dataset = load_named(options, data_path=options.path)
+    print(dataset, "", sep="\n")
+    show_reading(dataset)
     check = dataset.check()
+    show_unused(dataset.name, pd.concat([check.skipped, check.quarantine], ignore_index=True))
+    clean = dataset.without(check.quarantine).group_duplicates(check.duplicates, options.group_duplicates)
+    print(*about_split(clean, check.duplicates), "", sep="\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
-    tables = {str(dataset): check.summary(), "Left out when reading": check.skipped, "Cannot be read": check.quarantine,
-              "Duplicates with two labels": conflicts, "Classes": check.counts, "Image sizes": check.sizes.head(10),
-              "Kinds of pixels": check.kinds, "Images of one value, or nearly": check.flat}
+    tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
+              "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
+              "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
-        if len(table): print(f"{title}\n{table.to_string(index=False)}\n")
+        lines = table.to_string(index=False, float_format="{:.4g}".format)
+        if len(table): print(f"{title}\n{lines}\n")
 
 # %% ../nbs/library/data_commands.ipynb #00000008
 def audit_command(options):
@@ -50,8 +121,11 @@ def audit_command(options):
 def train_command(options):
     "Train a named recipe; say where its run is and how well it does."
     from course_ml.crossval import compare_predictions
+    from course_ml.decoding import UnreadableImage
     try: run = train_named(options)
-    except (ValueError, OSError, ImportError) as error: raise ReportError(str(error)) from None
+    except UnreadableImage as error:
+        raise ReportError(f"{error}. Mend or remove them; course-ml check {options.data} names all") from None
+    except (ValueError, OSError, ImportError) as error: raise ReportError(as_flags(str(error))) from None
     except FloatingPointError as error: raise RunError(str(error)) from None
     score = compare_predictions({run.recipe.backbone: run.predictions}).iloc[0]
     print(f"Run: {run.folder}")
@@ -59,31 +133,35 @@ def train_command(options):
           f"{score.n} images, {options.fold or 'holdout'}, seed {run.recipe.seed})")
 
 def train_named(
-    options,  # of `course-ml train`: name, changes, data, fold
+    options,  # of `course-ml train`: name, changes, data, fold, group_duplicates, and those of reading
 ) -> "Run":
     "Return the finished run of a named recipe. Raises what reading the recipe and the data raises."
     from course_ml.config import read_changes
     from course_ml.experiment import train_recipe
     from course_ml.recipes import named_recipe
     recipe = named_recipe(options.name, **read_changes(options.changes))
-    dataset, split, fold = training_data(options.data, options.fold)
+    dataset, split, fold = training_data(options)
+    show_reading(dataset)
+    print(f"Split: {split.how}", *(as_flags(f"  {sentence}") for sentence in split.remarks(dataset)), sep="\n")
     return train_recipe(recipe, dataset, split, fold)
 
 def training_data(
-    data: str,  # a built-in name or a path
-    fold: str,  # "" for a single split of 70, 15 and 15 %, or FOLD/FOLDS, counted from 0, e.g. "0/5"
+    options,  # of `course-ml train`: data, fold ("" or FOLD/FOLDS, from 0), group_duplicates, and those of reading
 ) -> tuple:  # the data set, its split, and the fold that validates
     "Return what to train on. Raises `ReportError` for data that are absent, or a fold that does not exist."
     from course_ml.data import Split
-    from course_ml.datasets import BUILT_IN, load_dataset
+    from course_ml.datasets import BUILT_IN
+    data, fold = options.data, options.fold
     found = re.fullmatch(r"(\d+)/(\d+)", fold or "0/1")
     if not found or int(found[1]) >= int(found[2]):
         raise ReportError(f"--fold: {fold!r} is not FOLD/FOLDS, counted from 0, e.g. 0/5 to 4/5")
     if data not in BUILT_IN and not Path(data).exists():
         raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; "
                           f"those are {', '.join(BUILT_IN)}")
-    dataset = load_dataset(data) if data in BUILT_IN else load_dataset(data_path=data)
-    return dataset, Split.kfold(dataset, int(found[2])) if fold else Split.holdout(dataset), int(found[1])
+    dataset = load_named(options, **{"data" if data in BUILT_IN else "data_path": data})
+    if options.group_duplicates != "none":
+        dataset = dataset.group_duplicates(dataset.check().duplicates, options.group_duplicates)
+    return dataset, Split.of(dataset, k=int(found[2]) if fold else 0), int(found[1])
 
 # %% ../nbs/library/data_commands.ipynb #0000000e
 MEMORY_OF_AN_IMAGE = 110  # MiB

@@ -5,27 +5,51 @@
 # %% ../nbs/library/datasets.ipynb #d87131c3
 from __future__ import annotations
 
+from pathlib import Path
+
 from .data import Dataset
-from .readers import read_dataset
+from .readers import names_in_list, read_dataset
+from .reading import ReadOptions
 from .synthetic import SYNTHETIC_SETS, digits, make_synthetic
 
 # %% auto #0
-__all__ = ['BUILT_IN', 'load_dataset']
+__all__ = ['BUILT_IN', 'load_dataset', 'find_data']
 
 # %% ../nbs/library/datasets.ipynb #d6f27b07
 BUILT_IN = ["digits", *SYNTHETIC_SETS]
 
 def load_dataset(
     data: str = "",  # a built-in name, default "nature10"; with a path: the name to show
-    data_path: str = "",  # your own data: a folder, a CSV, a zip or an npz; empty: built-in
+    data_path: str = "",  # your own data: a folder, a table, an archive or an npz; empty: built-in
     images: int = 600,  # images to draw (digits always has its 1,797)
     size: int = 64,  # width and height of built-in images (pixels)
     seed: int = 0,  # of a synthetic set
+    image_column: str = "",  # of a table: the images; default: one with a usual name
+    label_column: str = "",  # of a table: the classes; default: one with a usual name
+    group_column: str = "",  # of a table: rows that share a value stay together; several separated by commas
+    split_column: str = "",  # of a table: train, validation or test
+    leave_out: str = "",  # classes to leave out, separated by commas
+    label_pattern: str = "",  # a regular expression whose group is the class, searched in the names of the files
 ) -> Dataset:
-    "Load a built-in data set by name, or your own by path. Raises `ValueError` for an unknown name."
-    if data_path: return read_dataset(data_path, name=data)
-    data = data or "nature10"
-    if data == "digits": return digits(size)
-    if data in SYNTHETIC_SETS: return make_synthetic(data, images, size, seed)[0]
-    raise ValueError(f"there is no built-in data set {data!r}; "
+    "Load a built-in data set by name, or your own by path. Raises `ValueError` for an unknown name or unreadable data."
+    options = ReadOptions(image_column, label_column, group_column, split_column, leave_out, label_pattern)
+    if data_path: return read_dataset(find_data(data_path), data, **vars(options))
+    if given := [name for name, value in vars(options).items() if value and name != "leave_out"]:
+        raise ValueError(f"{given[0]} is for data of your own: give data_path too")
+    dataset = _built_in(data or "nature10", images, size, seed)
+    return dataset.drop_classes(names_in_list(leave_out, dataset.classes)) if leave_out else dataset
+
+def _built_in(name, images, size, seed):
+    "A built-in data set."
+    if name == "digits": return digits(size)
+    if name in SYNTHETIC_SETS: return make_synthetic(name, images, size, seed)[0]
+    raise ValueError(f"there is no built-in data set {name!r}; "
                      f"choose one of {', '.join(BUILT_IN)}, or give data_path for your own")
+
+def find_data(
+    path: str | Path,  # of data
+) -> Path:
+    "Return a path as seen from the current folder or, where there is nothing, from the project's folder."
+    roots = (folder for folder in Path.cwd().parents if (folder / "reports").is_dir())
+    found = next(roots, Path()) / path
+    return found if not Path(path).exists() and found.exists() else Path(path)

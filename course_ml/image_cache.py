@@ -59,8 +59,9 @@ def _decode_to(path, source, locations, names, size, resize):
             yield array
     write_images(path, (len(locations), size, size, 3), blocks())
     if failures:
-        raise UnreadableImage(f"{len(failures)} images cannot be read: {'; '.join(failures[:5])}. "
-                              "Leave them out: dataset.without(dataset.check().quarantine)")
+        error = UnreadableImage(f"{len(failures)} images cannot be read: {'; '.join(failures[:5])}")
+        error.add_note("Leave them out: dataset.without(dataset.check().quarantine)")
+        raise error
 
 # %% ../nbs/library/image_cache.ipynb #7342237e
 def decoded_key(

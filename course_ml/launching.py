@@ -17,6 +17,7 @@ from .data import Split
 from .datasets import load_dataset
 from .experiment import train_recipe
 from .provenance import atomic_path
+from .reading import add_reading_options, reading_options
 from .runs import LAUNCHED, Run
 from .runtime import share_of_cores
 
@@ -30,7 +31,7 @@ def launch(
     folder: str | Path,  # of the run
     processes: int = 2,  # on GPUs, one for each
     fold: int = 0,  # which fold validates
-    **source,  # what `datasets.load_dataset` takes in every process: data, data_path, images, size, seed
+    **source,  # what `datasets.load_dataset` takes in every process: data, data_path, images ...
 ) -> Run:  # finished
     "Train in several processes. Raises `RuntimeError` if one of them ends early; the same call then continues."
     folder = Path(folder)
@@ -66,8 +67,9 @@ def train_from_command_line(
 ):
     "Train the recipe of a YAML file on built-in or own images."
     chosen = _parser().parse_args(arguments)
-    dataset = load_dataset(chosen.data, chosen.data_path, chosen.images, chosen.size, chosen.seed)
-    split = Split.load(chosen.split) if chosen.split else Split.holdout(dataset)
+    built_in = chosen.images, chosen.size, chosen.seed
+    dataset = load_dataset(chosen.data, chosen.data_path, *built_in, **reading_options(chosen))
+    split = Split.load(chosen.split) if chosen.split else Split.of(dataset)
     run = train_recipe(Recipe.from_yaml(chosen.recipe.read_text()), dataset, split, chosen.fold, chosen.folder)
     accuracy = run.history.validation_accuracy[run.best_epoch]
     print(f"{run.folder}: validation accuracy {accuracy:.3f}, epoch {run.best_epoch}")
@@ -79,10 +81,11 @@ def _parser():
         description="Train one recipe; several processes that are started together share the work.")
     parser.add_argument("recipe", type=Path, help="a YAML file with the recipe's fields")
     parser.add_argument("--data", default="", help="a built-in data set")
-    parser.add_argument("--data-path", default="", help="your own images: a folder, CSV, zip or npz")
+    parser.add_argument("--data-path", default="", help="your own images: a folder, a table, an archive or an npz")
+    add_reading_options(parser)
     for name, value in (("images", 600), ("size", 64), ("seed", 0), ("fold", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--split", type=Path, help="a split saved by Split.save; default: 70/15/15")
+    parser.add_argument("--split", type=Path, help="saved by Split.save; default: the data's own, or 70/15/15")
     parser.add_argument("--folder", help="of the run; default: in the cache")
     return parser
 

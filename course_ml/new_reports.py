@@ -11,11 +11,11 @@ import string
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .notebooks import ReportError, parameters_position, read_notebook
+from .notebooks import ReportError, parameters_position, read_notebook, read_parameters
 from .provenance import package_folder
 
 # %% auto #0
-__all__ = ['study_notebook', 'title_of', 'new_study']
+__all__ = ['study_notebook', 'title_of', 'new_study', 'check_new']
 
 # %% ../nbs/library/new_reports.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly: functions import them when they need them
@@ -24,14 +24,17 @@ if TYPE_CHECKING:  # they load slowly: functions import them when they need them
 # %% ../nbs/library/new_reports.ipynb #00000005
 def study_notebook(
     name: str,  # of the report
-    data: str,  # path of the images, as seen from the folder that holds reports/
+    given: dict[str, str],  # parameters: data_path, as seen from the folder that holds reports/, and how it is read
 ) -> "nbformat.NotebookNode":
     "Return the template, filled in."
     notebook = read_notebook(package_folder() / "templates" / "study.ipynb")
     title = string.Template(notebook.cells[0].source)
-    notebook.cells[0].source = title.substitute(title=title_of(name), data=data, name=name)
+    notebook.cells[0].source = title.substitute(title=title_of(name), data=given["data_path"], name=name)
     parameters = notebook.cells[parameters_position(notebook)]
-    parameters.source = parameters.source.replace('data_path = ""', f"data_path = {data!r}", 1)
+    defaults = {parameter.name: parameter.default for parameter in read_parameters(notebook)}
+    for option, value in given.items():
+        line = f'{option}: str = "{defaults[option]}"'
+        parameters.source = parameters.source.replace(line, f"{option}: str = {value!r}", 1)
     return notebook
 
 def title_of(
@@ -44,21 +47,27 @@ def new_study(
     name: str,  # of the folder below reports/
     data: str,  # path of the images, as seen from the current folder
     root: str | Path = ".",  # the folder that holds reports/, or will
+    **options,  # how the images are read and split: parameters of the template
 ) -> Path:  # the report's folder
     "Write notebook and report.yml of a study. Raises `ReportError` for a name in use, or images that are absent."
     import nbformat
     import yaml
+    check_new(name, data, root)
     folder = Path(root) / "reports" / name
-    _check_new(name, data, folder)
-    seen = os.path.relpath(data, root)
-    settings = {"title": title_of(name), "notebook": f"reports/{name}/{name}.ipynb", "parameters": {"data_path": seen}}
+    given = {"data_path": os.path.relpath(data, root)} | {option: value for option, value in options.items() if value}
+    settings = {"title": title_of(name), "notebook": f"reports/{name}/{name}.ipynb", "parameters": given}
     folder.mkdir(parents=True)
-    nbformat.write(study_notebook(name, seen), folder / f"{name}.ipynb")
+    nbformat.write(study_notebook(name, given), folder / f"{name}.ipynb")
     (folder / "report.yml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return folder
 
-def _check_new(name, data, folder):
-    "Raise `ReportError` unless a new report can be made."
+def check_new(
+    name: str,  # of a new report
+    data: str,  # path of the images, as seen from the current folder
+    root: str | Path,  # the folder that holds reports/, or will
+):
+    "Raise `ReportError` for a name that cannot be used, or images that are absent."
+    folder = Path(root) / "reports" / name
     if not re.fullmatch(r"\w[\w-]*", name):
         raise ReportError(f"{name!r}: the name of a report has only letters, digits, - and _")
     if folder.exists(): raise ReportError(f"{folder} is there already: choose another name")

@@ -17,9 +17,10 @@ from .provenance import code_hash
 from .runtime import did_you_mean
 
 # %% auto #0
-__all__ = ['ReportError', 'ParameterError', 'RunError', 'read_notebook', 'write_notebook', 'Parameter', 'parameters_position',
-           'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value', 'read_value', 'check_parameters',
-           'is_injected', 'inject_parameters', 'computing_cells']
+__all__ = ['KINDS', 'ReportError', 'ParameterError', 'RunError', 'read_notebook', 'write_notebook', 'Parameter',
+           'parameters_position', 'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value',
+           'read_value', 'check_parameters', 'convert_parameters', 'is_injected', 'inject_parameters',
+           'computing_cells']
 
 # %% ../nbs/library/notebooks.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly: functions import them when they need them
@@ -165,6 +166,27 @@ def _check_value(name, value, known, from_text):
 def _refuse(message, known):
     "Raise an error that lists the parameters."
     raise ParameterError(f"{message}\nThe parameters are:\n{describe_parameters(list(known.values()))}") from None
+
+# %% ../nbs/library/notebooks.ipynb #00000012b
+KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
+
+def convert_parameters(
+    names: dict,  # of the notebook: its `globals()`; is changed
+):
+    "Convert a notebook's annotated parameters to their types. Raises `ParameterError` naming one that does not fit."
+    for name, kind in names.get("__annotations__", {}).items():
+        kind = KINDS.get(getattr(kind, "__name__", kind))
+        if name in names and kind: names[name] = _convert(name, names[name], kind)
+
+def _convert(name, value, kind):
+    "Return a parameter as its type: a whole number as a string or as an int, and strings as numbers and lists."
+    try:
+        if kind is str and type(value) is int: return str(value)
+        if kind is int and type(value) is float and value.is_integer(): return int(value)
+        return fit_value(read_value(value, kind()) if isinstance(value, str) else value, kind())
+    except (KeyError, TypeError, ValueError):
+        as_it_is = f"; papermill passes a string as it is with -r {name} VALUE" if kind is str else ""
+        raise ParameterError(f"parameter {name!r} must be of type {kind.__name__}, not {value!r}{as_it_is}") from None
 
 # %% ../nbs/library/notebooks.ipynb #00000013
 def is_injected(

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 # %% auto #0
-__all__ = ['SCALES', 'SLACK', 'NUMBER', 'Printed', 'read_printed']
+__all__ = ['SCALES', 'SLACK', 'COUNT', 'NUMBER', 'Printed', 'read_printed', 'read_share', 'read_count']
 
 # %% ../nbs/library/printed_numbers.ipynb #3ba6ba77
 SCALES = {"": 1, "%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -48,7 +48,8 @@ class Printed:
         return range(max(0, math.ceil(self.low * n - SLACK)), min(n, math.floor(self.high * n + SLACK)) + 1)
 
 # %% ../nbs/library/printed_numbers.ipynb #73e2a898
-NUMBER = re.compile(r"(-?(?:\d[\d,]*)?(?:\.(\d+))?)\s*(%|K|M|G|)\s*(?:(?:\+-|±).*)?")
+COUNT = r"[1-9]\d{0,2}(?:,\d{3})+|\d+"
+NUMBER = re.compile(rf"(-?(?:{COUNT})?(?:\.(\d+))?)\s*(%|K|M|G|)\s*(?:(?:\+-|±).*)?")
 
 
 def read_printed(
@@ -61,3 +62,23 @@ def read_printed(
     value, scale = float(match[1].replace(",", "")), SCALES[match[3]]
     half = 0.5 * 10 ** -len(match[2] or "") if match[2] or match[3] else 0
     return Printed(str(string), (value - half) * scale, (value + half) * scale)
+
+
+def read_share(
+    string: str,  # e.g. ".925", "92.5 %" or "92.5"
+) -> Printed:
+    "Return the range of a printed share; without a unit, above 1 and up to 100 it is a percentage."
+    number, match = read_printed(string), NUMBER.fullmatch(str(string).strip())
+    if match[3] or not 1 < (number.low + number.high) / 2 <= 100:
+        return number
+    percentage = read_printed(f"{match[1]} %")
+    return Printed(str(string), percentage.low, percentage.high)
+
+
+def read_count(
+    string: str,  # e.g. "46" or "1,970"
+) -> int:
+    "Return a printed number of images. Raise `ValueError` for other strings."
+    if not re.fullmatch(COUNT, str(string).strip()):
+        raise ValueError(f"{string!r} is not a number of images such as 46 or 1,970")
+    return int(str(string).replace(",", ""))

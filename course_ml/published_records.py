@@ -5,21 +5,29 @@
 # %% ../nbs/library/published_records.ipynb #34e60181
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from .printed_numbers import Printed, read_printed
+from .printed_numbers import Printed, read_count, read_printed, read_share
 from .runtime import did_you_mean
 
 # %% auto #0
-__all__ = ['COLUMNS', 'RECORD_KEYS', 'DATA_KEYS', 'MODEL_KEYS', 'check_keys', 'printed_strings', 'check_model', 'parse_record',
-           'read_record', 'printed_scores', 'models_with', 'matrix_of', 'error_counts', 'same_images', 'some_of',
-           'named']
+__all__ = ['COLUMNS', 'AVERAGED', 'SHARES', 'OTHER_SCORES', 'RECORD_KEYS', 'DATA_KEYS', 'MODEL_KEYS', 'check_keys',
+           'printed_strings', 'check_number', 'check_score', 'check_matrix_counts', 'check_model', 'check_data',
+           'parse_record', 'read_record', 'printed_scores', 'read_score', 'models_with', 'matrix_of', 'error_counts',
+           'same_images', 'some_of', 'named']
 
 # %% ../nbs/library/published_records.ipynb #1d591aa9
 COLUMNS = ("precision", "recall", "F1", "support")
+AVERAGED = (*COLUMNS[:3], "sensitivity", "specificity")
+SHARES = {  # scores between 0 and 1
+    "accuracy", "balanced accuracy", "mean per-class accuracy", "AUC", *AVERAGED,
+    *(f"{kind} {score}" for kind in ("macro", "weighted") for score in AVERAGED),
+}  # fmt: skip
+OTHER_SCORES = {"public leaderboard", "private leaderboard", "top-5 accuracy"}  # not to be checked
 RECORD_KEYS = {"title", "source", "data", "models"}
 DATA_KEYS = {"counts", "items", "classes", "split", "stratified", "weights"}
 MODEL_KEYS = {
@@ -54,22 +62,85 @@ def printed_strings(
     return strings
 
 
+def check_number(
+    where: str,  # for the message
+    string: str,  # as printed
+    read=read_printed,  # or `read_count`
+) -> None:
+    "Raise `ValueError` naming the place of a string that is not a number."
+    try:
+        read(string)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def check_score(
+    where: str,  # for the message
+    score: str,  # its name in the record
+    classes: list[str],  # of the model, as far as they are known
+) -> None:
+    "Raise `ValueError` for a score whose name is mistyped, or of a class that is not there."
+    name, _, of = score.partition(" of ")
+    known = {one.casefold(): one for one in SHARES | OTHER_SCORES}
+    near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.85)
+    if near and name != known[near[0]]:
+        raise ValueError(f"{where}: unknown {score!r}; did you mean {known[near[0]]!r}?")
+    if of and classes:
+        check_keys(where, {of: ""}, set(classes))
+
+
+def check_matrix_counts(
+    where: str,  # for the message
+    matrix: list,  # as printed
+    classes: list[str],
+) -> None:
+    "Raise `ValueError` unless a matrix has a count for each pair of classes."
+    if [len(row) for row in matrix] != [len(classes)] * len(classes):
+        raise ValueError(f"{where}: needs a row and a column for each of its {len(classes)} classes")
+    for cell in (cell for row in matrix for cell in row):
+        try:
+            read_count(cell)
+        except ValueError as error:
+            advice = "shares have to be multiplied by the number of images of their row, or left out"
+            raise ValueError(f"{where}: {error}; {advice}") from None
+
+
 def check_model(
     name: str,
     model: dict,  # of a record
 ) -> None:
     "Raise `ValueError` where the entry of a model cannot be read."
+    where, classes = f"models: {name}", model.get("classes", [])
+    for key in ("scores", "per class", "parameters", "errors"):
+        if not isinstance(model.get(key, {}), dict):
+            raise ValueError(f"{where}: {key}: needs names with values, not {model[key]!r}")
     for place, string in printed_strings(name, model).items():
-        try:
-            read_printed(string)
-        except ValueError as error:
-            raise ValueError(f"models: {name}: {place}: {error}") from None
-    classes = model.get("classes", [])
-    if "matrix" in model and [len(row) for row in model["matrix"]] != [len(classes)] * len(classes):
-        needed = f"a row and a column for each of its {len(classes)} classes"
-        raise ValueError(f"models: {name}: matrix: needs {needed}")
+        check_number(f"{where}: {place}", string)
+    for score in model.get("scores", {}):
+        check_score(f"{where}: scores", score, classes or list(model.get("per class", {})))
+    for kind, count in model.get("errors", {}).items():
+        check_keys(f"{where}: errors", {kind: count}, {"false positives", "false negatives"})
+        check_number(f"{where}: errors: {kind}", count, read_count)
+    if classes:
+        check_keys(f"{where}: per class", model.get("per class", {}), set(classes))
+    if "matrix" in model:
+        check_matrix_counts(f"{where}: matrix", model["matrix"], classes)
     if model.get("positive", "") not in ["", *classes]:
-        raise ValueError(f"models: {name}: positive: {model['positive']!r} is none of its classes")
+        raise ValueError(f"{where}: positive: {model['positive']!r} is none of its classes")
+
+
+def check_data(
+    data: dict,  # of a record
+) -> None:
+    "Raise `ValueError` where the entry of the data cannot be read."
+    counts, weights = data.get("counts", {}), data.get("weights", {})
+    check_number("data: items", data.get("items", "0"))
+    check_number("data: classes", data.get("classes", "0"), read_count)
+    for key, values in {"counts": counts, "split": data.get("split", {}), "weights": weights}.items():
+        for name, string in values.items() if isinstance(values, dict) else ():
+            check_number(f"data: {key}: {name}", string.partition(" of ")[0])
+    if isinstance(weights, dict) and counts:
+        check_keys("data: weights", weights, set(counts))
 
 
 def parse_record(
@@ -85,11 +156,13 @@ def parse_record(
     record = {"title": "", "data": {}, **record}
     check_keys("the record", record, RECORD_KEYS)
     check_keys("data", record["data"], DATA_KEYS)
+    check_data(record["data"])
     for name, model in record["models"].items():
         if not isinstance(model, dict):
             raise ValueError(f"models: {name}: needs entries such as 'scores:', not {model!r}")
         check_keys(f"models: {name}", model, MODEL_KEYS)
         check_model(name, model)
+        check_keys(f"models: {name}: members", dict.fromkeys(model.get("members", [])), set(record["models"]))
     return record
 
 
@@ -113,7 +186,15 @@ def printed_scores(
     strings |= model.get("scores", {})
     for name, row in model.get("per class", {}).items():
         strings |= {f"{column} of {name}": cell for column, cell in zip(COLUMNS, row) if cell != "-"}
-    return {name: read_printed(string) for name, string in strings.items()}
+    return {name: read_score(name, string) for name, string in strings.items()}
+
+
+def read_score(
+    name: str,  # e.g. "accuracy", "recall of CLASS" or "n"
+    string: str,  # as printed
+) -> Printed:
+    "Return the range of a printed score."
+    return read_share(string) if name.partition(" of ")[0] in SHARES else read_printed(string)
 
 
 def models_with(
@@ -130,7 +211,7 @@ def matrix_of(
     model: dict,  # of a record, with a matrix
 ) -> np.ndarray:  # (C, C) int, as printed
     "Return the confusion matrix of a model as an array."
-    return np.array(model["matrix"], dtype=int)
+    return np.array([[read_count(cell) for cell in row] for row in model["matrix"]])
 
 
 def error_counts(
@@ -143,7 +224,7 @@ def error_counts(
     if "n" not in model or "accuracy" not in model.get("scores", {}):
         return None
     n = read_printed(model["n"]).count
-    correct = read_printed(model["scores"]["accuracy"]).counts(n)
+    correct = read_share(model["scores"]["accuracy"]).counts(n)
     return range(n - correct[-1], n - correct[0] + 1) if correct else None
 
 

@@ -5,11 +5,18 @@
 # %% ../nbs/library/reading.ipynb #rd000003
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['SPLIT_NAMES', 'ReadOptions', 'Reading', 'split_named']
+__all__ = ['OPTION_HELP', 'SPLIT_NAMES', 'ReadOptions', 'add_reading_options', 'reading_options', 'as_flags', 'Reading',
+           'split_named']
+
+# %% ../nbs/library/reading.ipynb #rd000021
+if TYPE_CHECKING:  # it loads slowly
+    import pandas as pd
 
 # %% ../nbs/library/reading.ipynb #rd000006
 @dataclass(frozen=True)
@@ -21,6 +28,40 @@ class ReadOptions:
     split_column: str = ""  # of a table: train, validation or test
     leave_out: str = ""  # classes to leave out, separated by commas
     label_pattern: str = ""  # a regular expression whose first group is the class, searched in the file name
+
+# %% ../nbs/library/reading.ipynb #rd000023
+OPTION_HELP = {
+    "image_column": "column of a table with the images",
+    "label_column": "column of a table with the classes",
+    "group_column": "column of a table; images that share a value stay in one split (several: with commas)",
+    "split_column": "column of a table that says train, validation or test",
+    "leave_out": "classes to leave out, separated by commas",
+    "label_pattern": "a regular expression for the names of the files; its first group is the class",
+}
+
+def add_reading_options(
+    parser: argparse.ArgumentParser,  # of a command that reads data; is changed
+):
+    "Add the options of reading to a command."
+    group = parser.add_argument_group("how to read the images (default: as they are found)")
+    for name, about in OPTION_HELP.items():
+        group.add_argument(_flag(name), default="", metavar=name.split("_")[-1].upper(), help=about)
+
+def reading_options(
+    options: argparse.Namespace,  # of a command with `add_reading_options`
+) -> dict[str, str]:  # name -> value, as `read_dataset` takes them
+    "Return the options of reading that a command was given."
+    return {name: getattr(options, name) for name in OPTION_HELP}
+
+def as_flags(
+    message: str,  # that may name options, e.g. "give label_column"
+) -> str:  # e.g. "give --label-column"
+    "Write the names of options in a message as the flags of a command."
+    names = "|".join([*OPTION_HELP, "group_duplicates"])
+    return re.sub(rf"(?<![\w'\"-])({names})(?![\w'\"-])", lambda match: _flag(match[1]), message)
+
+def _flag(name):
+    return f"--{name.replace('_', '-')}"
 
 # %% ../nbs/library/reading.ipynb #rd000008
 @dataclass(frozen=True)
@@ -45,6 +86,14 @@ class Reading:
     def __add__(self, other: Reading) -> Reading:
         "Join what two readers say."
         return self.decide(*other.decisions).remark(*other.remarks).offer(*other.offered_groups)
+
+    def table(self) -> "pd.DataFrame":  # columns what, sentence
+        "Return all that was said, a row a sentence."
+        import pandas as pd
+        said = {"read": self.decisions, "look at": self.remarks}
+        rows = [(what, sentence) for what, sentences in said.items() for sentence in sentences]
+        rows += [("offered as group_column", column) for column in self.offered_groups]
+        return pd.DataFrame(rows, columns=["what", "sentence"])
 
 # %% ../nbs/library/reading.ipynb #rd000011
 SPLIT_NAMES = {"train": "train", "training": "train",

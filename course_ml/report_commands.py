@@ -11,15 +11,17 @@ import signal
 import sys
 from pathlib import Path
 
+from .data_commands import about_split, load_named, show_reading, show_unused, try_images
 from .notebooks import ParameterError, ReportError, RunError, describe_parameters
 from .provenance import atomic_path
-from .report_jobs import Job, prepare, read_settings
+from .reading import reading_options
+from .report_jobs import Job, path_from_here, prepare, read_settings
 from .report_state import read_status, report_names
 
 # %% auto #0
-__all__ = ['find_root', 'given_parameters', 'chosen_reports', 'report_command', 'explain', 'page_of', 'make_one', 'make_many',
-           'forwarded', 'reports_command', 'params_command', 'verify_command', 'export_command', 'diff_command',
-           'new_command']
+__all__ = ['find_root', 'given_parameters', 'chosen_reports', 'report_command', 'check_own_data', 'explain', 'page_of',
+           'make_one', 'make_many', 'forwarded', 'reports_command', 'params_command', 'verify_command',
+           'export_command', 'diff_command', 'new_command']
 
 # %% ../nbs/library/report_commands.ipynb #00000006
 def find_root() -> Path:  # as seen from the current folder
@@ -60,10 +62,21 @@ def report_command(options):
     "Make what is stale and say where it is."
     root, parameters = find_root(), given_parameters(options)
     jobs = [prepare(name, parameters, root, from_text=True) for name in chosen_reports(options, root)]
+    for job in jobs: check_own_data(job)
     if options.explain: return explain(jobs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as an error, which the status can tell
     if len(jobs) > 1 or options.executor != "local": make_many(jobs, options)
     else: make_one(jobs[0], options)
+
+def check_own_data(
+    job: Job,  # a report
+):
+    "Raise `ReportError` for data other than the report's own, whose results would replace the report's."
+    own = path_from_here(read_settings(job.name, job.root)["parameters"].get("data_path", ""), job.root)
+    given = job.given.get("data_path", "")
+    if not given or own and os.path.abspath(given) == os.path.abspath(own): return
+    raise ReportError(f"report {job.name!r} keeps its own data; other data belong in a report of their own:\n"
+                      f"  course-ml new NAME --data {given}\n  course-ml report NAME")
 
 def explain(
     jobs: list[Job],  # the reports
@@ -157,8 +170,17 @@ def diff_command(options):
     print(f"Page: {options.output}")
 
 def new_command(options):
-    "Begin a report on some images."
-    from course_ml.new_reports import new_study
-    folder = new_study(options.name, options.data, find_root())
+    "Begin a report on some images; say how they are read. Raises `ReportError` for images that cannot be read."
+    from course_ml.new_reports import check_new, new_study
+    root = find_root()
+    check_new(options.name, options.data, root)
+    dataset = load_named(options, data_path=options.data)
+    print(dataset, "", sep="\n")
+    show_reading(dataset)
+    show_unused(dataset.name, dataset.skipped)
+    try_images(dataset)
+    print(*about_split(dataset), "", sep="\n")
+    given = {"group_duplicates": options.group_duplicates, **reading_options(options)}
+    folder = new_study(options.name, options.data, root, **given)
     print(f"Notebook: {os.path.relpath(folder / options.name)}.ipynb\n"
           f"Make the report: course-ml report {options.name}")

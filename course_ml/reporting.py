@@ -109,14 +109,19 @@ def latex_table(
 class FullTable:
     "A table that is shown with all its rows and all its words; pandas would cut both."
     frame: "pandas.DataFrame"  # of strings
+    more: int = 0  # rows of the file that are not in it
 
-    def __repr__(self): return self.frame.to_string(index=False)
+    def __repr__(self):
+        return self.frame.to_string(index=False) + f"\n{self._rest()}" * bool(self.more)
 
     def _repr_html_(self):
         "Return the table as HTML, its cells not shortened."
         import pandas
         with pandas.option_context("display.max_colwidth", None):
-            return self.frame.to_html(index=False, border=0)
+            table = self.frame.to_html(index=False, border=0)
+        return table + f"<p>{self._rest()}</p>" * bool(self.more)
+
+    def _rest(self): return f"... and {self.more:,} more rows, which are in the table's file"
 
 LARGEST_SVG = 300_000  # of a figure (bytes); a larger one is kept as PNG
 
@@ -149,6 +154,7 @@ class Report:
         name: str,  # of its file
         caption: str = "",  # one sentence
         digits: int = 3,  # decimals of real numbers where people read it; the file has all
+        most: int | None = None,  # rows that people read, e.g. of a list of files; the file has all
     ) -> FullTable:  # as people read it, to be shown
         "Write a table as CSV. Raises `ValueError` for a name that is no file name, or was used before."
         self._caption("table", name, caption)
@@ -157,7 +163,8 @@ class Report:
             path.parent.mkdir(parents=True, exist_ok=True)
             named_columns(frame).to_csv(path, index=False, lineterminator="\n")
             self._note("tables", {**self.made.get("tables", {}), name: {"caption": caption, "digits": digits}})
-        return FullTable(readable_table(frame, digits))
+        shown = frame[:most]
+        return FullTable(readable_table(shown, digits), len(frame) - len(shown))
 
     def figure(self,
         figure: "matplotlib.figure.Figure",  # the figure

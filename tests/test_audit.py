@@ -4,12 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings, strategies
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-from course_ml.audit import audit, check_auc, check_averages, exact_scores, p_value_bounds, possible_counts
+from course_ml.audit import (
+    audit,
+    check_auc,
+    check_averages,
+    exact_scores,
+    harmonic_f1,
+    p_value_bounds,
+    possible_counts,
+)
 from course_ml.audit_layers import layer_parameters
-from course_ml.audit_trials import DAMAGES, flagged_share, true_record
+from course_ml.audit_trials import DAMAGES, flagged_share, random_matrix, true_record
 from course_ml.command_line import main
 from course_ml.metrics import mcnemar_p_value
 from course_ml.printed_numbers import read_printed
@@ -32,7 +41,7 @@ def test_the_counts_of_a_share_are_all_that_round_to_it(n, data, digits):
     assert hits in counts and all(abs(k / n - hits / n) <= 1.01 * 10**-digits for k in (counts[0], counts[-1]))
 
 
-@pytest.mark.parametrize("text", ["", "good", ".", "0.9.1", "9 T", "1e-4"])
+@pytest.mark.parametrize("text", ["", "good", ".", "0.9.1", "9 T", "1e-4", "0,967", "96,7 %"])
 def test_other_strings_than_printed_numbers_are_refused(text):
     with pytest.raises(ValueError, match="is not a printed number"):
         read_printed(text)
@@ -63,6 +72,104 @@ def test_exact_scores_are_scikit_learns(seed):
 def test_true_tables_are_never_flagged(seed, digits, with_matrix):
     found = audit(true_record(np.random.default_rng(seed), digits, with_matrix))
     assert not found.verdict.isin(["impossible", "implausible"]).any(), found.finding.tolist()
+
+
+def record_of_every_score(seed, classes, digits, percent, harmonic, with_matrix):
+    "A record of a random classifier that prints all scores there are, and they are true."
+    names = [f"class {c}" for c in range(classes)]
+    matrix = random_matrix(np.random.default_rng(seed), classes)
+    exact = exact_scores(matrix, names, names[0])
+    if harmonic:
+        exact["macro F1"] = harmonic_f1(exact["macro precision"], exact["macro recall"])
+    strings = {name: f"{100 * value:.{digits}f}" if percent else f"{value:.{digits + 2}f}"
+               for name, value in exact.items() if not np.isnan(value)}
+    per_class = {name: [*(strings.get(f"{column} of {name}", "-") for column in ("precision", "recall", "F1")),
+                        str(exact[f"support of {name}"])] for name in names}
+    scores = {name: string for name, string in strings.items() if name != "n" and not name.startswith("support")}
+    model = {"split": "test", "n": str(matrix.sum()), "classes": names, "positive": names[0], "scores": scores,
+             "per class": per_class}
+    if with_matrix:
+        model["matrix"] = [[f"{cell:,}" for cell in row] for row in matrix]
+    return parse_record(yaml.safe_dump({"models": {"m": model}}))
+
+
+@settings(deadline=None, max_examples=100)
+@given(seeds, strategies.integers(2, 5), strategies.integers(1, 2), *[strategies.booleans()] * 3)
+def test_all_true_scores_are_accepted_as_shares_and_percentages(seed, classes, digits, percent, harmonic, with_matrix):
+    found = audit(record_of_every_score(seed, classes, digits, percent, harmonic, with_matrix))
+    assert not found.verdict.isin(["impossible", "implausible", "not checked"]).any(), found.finding.tolist()
+
+
+def test_the_definition_of_an_average_f1_is_named():
+    for with_matrix in (False, True):
+        found = audit(record_of_every_score(1, 4, 2, True, True, with_matrix))
+        named = found[found.verdict == "not comparable"].finding
+        assert sum("macro F1" in finding and "harmonic mean" in finding for finding in named) == 1
+    assert not audit(record_of_every_score(1, 4, 2, True, False, True)).finding.str.contains("harmonic").any()
+
+
+BINARY = "classes: [yes, no], positive: yes, n: 300"
+
+
+@pytest.mark.parametrize("model, finding", [
+    ("matrix: [[90, 10], [40, 160]], scores: {sensitivity: .80, specificity: .90}", "sensitivity .80 (0.9), specific"),
+    ("matrix: [[90, 10], [40, 160]], scores: {balanced accuracy: .833}", "balanced accuracy .833 (0.85)"),
+    ("scores: {accuracy: 95.5, sensitivity: 90.1, specificity: 92.5}", "accuracy 95.5; sensitivity 90.1 and"),
+    ("scores: {balanced accuracy: .95, sensitivity: .9, specificity: .9}", "balanced accuracy .95; sensitivity"),
+    ("scores: {recall: .92, sensitivity: .90}", "recall .92 and sensitivity .90 are the same number"),
+    ("scores: {specificity: .92}, per class: {yes: ['-', .80, '-', 100], no: ['-', .90, '-', 200]}",
+     "specificity .92 and recall of no .90 are the same number"),
+])  # fmt: skip
+def test_sensitivity_and_specificity_are_checked(model, finding):
+    found = audit(parse_record(f"models: {{m: {{{BINARY}, {model}}}}}"))
+    impossible = found[found.verdict == "impossible"].finding
+    assert len(impossible) == 1 and finding in impossible.iloc[0], impossible.tolist()
+
+
+REFUSED = {
+    "m: {scores: {Accuracy: .9}}": "m: scores: unknown 'Accuracy'; did you mean 'accuracy'?",
+    "m: {scores: {macro-recall: .9}}": "did you mean 'macro recall'?",
+    "m: {classes: [a, b], scores: {recall of c: .9}}": "m: scores: unknown 'c'",
+    "m: {scores: .9}": "m: scores: needs names with values, not '.9'",
+    "m: {classes: [a, b], matrix: [[.98, .02], [.1, .9]]}": "matrix: '.98' is not a number of images.*multiplied",
+    "m: {classes: [a, b], matrix: [[9 %, 1], [1, 9]]}": "matrix: '9 %' is not a number of images",
+    "m: {classes: [a, b], errors: {false positives: some}}": "errors: false positives: 'some' is not a number",
+    "m: {classes: [a, b], errors: {false positive: 3}}": "did you mean 'false positives'",
+    "m: {classes: [a, b], per class: {c: [.9, .9, .9, 3]}}": "m: per class: unknown 'c'",
+    "m: {scores: {accuracy: '0,967'}}": "'0,967' is not a printed number",
+    "m: {members: [n]}": "m: members: unknown 'n'",
+}
+
+
+@pytest.mark.parametrize("models", REFUSED)
+def test_what_cannot_be_read_is_refused_by_name(models):
+    with pytest.raises(ValueError, match=REFUSED[models].replace("?", r"\?")):
+        parse_record(f"models: {{{models}}}")
+
+
+@pytest.mark.parametrize("data, message", [
+    ("classes: many", "data: classes: 'many'"),
+    ("counts: {a: 12, b: few}", "data: counts: b: 'few'"),
+    ("split: {train: most}", "data: split: train: 'most'"),
+    ("counts: {a: 1, b: 2}, weights: {a: .5, c: .5}", "data: weights: unknown 'c'"),
+])
+def test_data_that_cannot_be_read_are_refused_by_name(data, message):
+    with pytest.raises(ValueError, match=message):
+        parse_record(f"{{data: {{{data}}}, models: {{m: {{}}}}}}")
+
+
+def test_thousands_separators_are_read():
+    record = parse_record("""
+        {data: {classes: "1,000"}, models: {m: {classes: [a, b], positive: b, n: "2,000", scores: {accuracy: 98.5},
+         matrix: [["1,470", 10], [20, 500]], errors: {false positives: "10", false negatives: "1,020"}}}}""")
+    found = audit(record)
+    assert found[found.verdict == "impossible"].finding.tolist() == [
+        "the text says 1020 false negatives (20), in parentheses what the matrix gives"]
+
+
+def test_a_score_that_no_check_knows_is_listed():
+    found = audit(parse_record("models: {m: {scores: {accuracy: .9, kappa: .8, top-5 accuracy: .99}}}"))
+    assert found[found.verdict == "not checked"].finding.tolist() == ["no check knows kappa"]
 
 
 @settings(deadline=None)

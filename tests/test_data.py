@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies
 from PIL import Image
 
 import course_ml
 from course_ml import image_cache, image_sources
-from course_ml.data import Dataset, Split, assign_groups, near_pairs
+from course_ml.data import Dataset, Split
 from course_ml.decoding import UnreadableImage
 from course_ml.image_sources import ArrayImages
 from course_ml.readers import read_dataset
@@ -169,44 +168,6 @@ def test_tables_that_cannot_be_read_say_why(tmp_path, content, message):
         read_dataset(tmp_path / "t.csv")
 
 
-cases = strategies.lists(
-    strategies.tuples(strategies.integers(0, 3), strategies.integers(0, 40)), min_size=1, max_size=200
-)
-
-
-@settings(deadline=None)
-@given(cases, strategies.integers(2, 5), strategies.integers(0, 5))
-def test_groups_are_never_split(rows, sets, seed):
-    labels, groups = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
-    assigned = assign_groups(labels, groups, [1 / sets] * sets, seed)
-    assert pd.Series(assigned).groupby(groups).nunique().max() == 1
-
-
-@settings(deadline=None)
-@given(strategies.lists(strategies.integers(3, 60), min_size=2, max_size=6), strategies.integers(0, 100))
-def test_without_groups_the_split_is_stratified_to_one_image(counts, seed):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    assigned = assign_groups(labels, np.arange(len(labels)), [0.7, 0.15, 0.15], seed)
-    table = pd.crosstab(assigned, labels).reindex(range(3), fill_value=0).to_numpy()
-    assert abs(table - np.outer([0.7, 0.15, 0.15], counts)).max() <= 1.01
-
-
-def test_80_20_of_the_nature10_study():
-    labels = np.repeat(np.arange(10), [1000] * 2 + [1010] + [1000] * 7)
-    assigned = assign_groups(labels, np.arange(10_010), [0.8, 0.2], 0)
-    assert np.bincount(labels[assigned == 1]).tolist() == [200, 200, 202] + [200] * 7
-
-
-@given(strategies.lists(strategies.integers(0, 2**64 - 1), min_size=2, max_size=40), strategies.integers(0, 20))
-def test_near_pairs_equal_the_plain_double_loop(values, distance):
-    bits = np.array(values, dtype="uint64")
-    expected = [
-        (i, j)
-        for i in range(len(values))
-        for j in range(i + 1, len(values))
-        if (values[i] ^ values[j]).bit_count() <= distance
-    ]
-    assert sorted(map(tuple, near_pairs(bits, distance, block=7)[:, :2].tolist())) == expected
 
 
 def test_a_damaged_cache_of_another_data_set_is_never_used(tmp_path):

@@ -103,6 +103,7 @@ def test_files_are_copied_where_other_programs_read_them(mixed, tmp_path):
 def test_arrays_are_read_again(mixed, tmp_path):
     mixed = replace(mixed, items=mixed.items.assign(label=[0, 1] * 3), classes=["one", "two"])
     split = Split(list(mixed.items.id), ["train"] * 3 + ["test"] * 3, list(mixed.items.group))
+    mixed = replace(mixed, items=mixed.items.assign(label=[0, 1] * 3), classes=["one", "two"])
     again = read_dataset(export_npz(mixed, tmp_path / "mixed.npz", 8, split))
     assert np.array_equal(again.images(8), mixed.images(8))
     assert again.items[["id", "group", "split"]].values.tolist() == [

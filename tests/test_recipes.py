@@ -272,12 +272,13 @@ def test_train_says_where_the_run_is_and_how_good(colors, tmp_path):
         "train", "nature10_model_1", "--data", "colors.npz", *SMALL, "--set", "learning_rate=1e-3"
     )
     assert done.returncode == 0, done.stderr
-    run, accuracy = done.stdout.splitlines()
+    *_, split, run, accuracy = done.stdout.splitlines()
+    assert split == "Split: 70% train, 15% validation, 15% test, seed 0"
     folder = Path(run.removeprefix("Run: "))
     assert folder.is_relative_to(tmp_path / "home") and (folder / "predictions.parquet").exists()
     assert (
         accuracy.startswith("Validation accuracy: 1.000 (95 % interval 0.")
-        and "to 1.000; 10 images, holdout, seed 0)" in accuracy
+        and "to 1.000; 9 images, holdout, seed 0)" in accuracy
     )
     assert Recipe.from_yaml((folder / "recipe.yml").read_text()) == named_recipe(
         "nature10_model_1", image_size=24, epochs=3

@@ -348,8 +348,10 @@ def test_a_study_of_own_images(tmp_path, monkeypatch, capsys):
     draw_balls(Path("my images"))
     assert main(["check", "my images"]) == 0
     message = capsys.readouterr().out
-    assert "Cannot be read" in message and "broken.png" in message and "red" in message
+    for expected in ("2 classes by folder: blue, red", "Not used: 1", "red/broken.png", "Split: 70% train", "PNG, 8 bits"):
+        assert expected in message, message
     assert main(["new", "balls", "--data", "my images"]) == 0 and main(["new", "balls", "--data", "my images"]) == 2
+    assert "1 of 41 images that were tried cannot be read" in capsys.readouterr().out
     given = ["-p", "epochs", "2", "-p", "image_size", "24"]
     assert main(["report", "balls", *given]) == 0
     results = read_json("reports/balls/results.json")["records"]

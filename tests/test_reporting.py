@@ -574,7 +574,7 @@ def test_command_line(project, capsys, monkeypatch):
     assert main(["report", "tiny", "-p", "images", "5", "-p", "images", "6"]) == 2
     assert main(["report", "none"]) == 2
     capsys.readouterr()
-    assert main(["report", "tiny", "-p", "data_path", "../nbs"]) == 0
+    assert main(["report", "tiny", "-p", "images", "5"]) == 0
     assert capsys.readouterr().out == "Report: ../reports/tiny/report.html\n"
     assert read_json("../reports/tiny/manifest.json")["folder"] == "nbs"
     assert main(["reports"]) == 0
@@ -583,6 +583,16 @@ def test_command_line(project, capsys, monkeypatch):
     write_notebook(project / "nbs/tiny.ipynb", "1 / 0")
     assert main(["report", "tiny"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err
     assert main(["report"]) == 2 and "there are: tiny" in capsys.readouterr().err
+
+
+def test_other_data_do_not_replace_the_results_of_a_report(project, capsys, monkeypatch):
+    monkeypatch.chdir(project / "nbs")
+    assert main(["report", "tiny", "-p", "data_path", "../reports"]) == 2
+    assert "course-ml new NAME --data ../reports\n  course-ml report NAME" in capsys.readouterr().err
+    settings = project / "reports/tiny/report.yml"
+    settings.write_text(f"{settings.read_text()}\nparameters: {{data_path: nbs}}")
+    assert main(["report", "tiny", "--set", "data_path=../reports"]) == 2
+    assert main(["report", "tiny", "-p", "data_path", "../nbs"]) == 0
 
 
 @pytest.mark.parametrize("arguments", [

@@ -1,0 +1,140 @@
+"The commands and notebooks that read data: one set of options, what is said, and values of papermill."
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from PIL import Image
+
+from course_ml.command_line import command_line, main
+from course_ml.notebooks import ParameterError, convert_parameters, parameters_position, read_notebook, read_parameters
+from course_ml.provenance import package_folder
+from course_ml.reading import OPTION_HELP
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = [*OPTION_HELP, "group_duplicates"]
+
+
+def draw(folder, classes, n, seed=0):
+    "Noisy images of a color for each class."
+    random = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        color = random.integers(0, 255, 3)
+        for i in range(n):
+            pixels = np.clip(random.normal(color, 30, (24, 24, 3)), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+def write_table(folder, n=12):
+    "A table that does not say which of two columns is the class."
+    draw(folder / "images", ["all"], n)
+    rows = [(f"images/all/{i}.png", f"kind {i % 2}", f"plant {i // 4}", "red") for i in range(n)]
+    pd.DataFrame(rows, columns=["where", "kind", "plant_id", "color"]).to_csv(folder / "list.csv", index=False)
+
+
+@pytest.mark.parametrize("arguments", [["check", "x"], ["new", "x", "--data", "x"], ["train", "x", "--data", "x"]])
+def test_commands_have_the_same_options(arguments):
+    flags = [word for name in OPTION_HELP for word in (f"--{name.replace('_', '-')}", f"a {name}")]
+    options = command_line().parse_args([*arguments, *flags, "--group-duplicates", "near"])
+    assert [getattr(options, name) for name in OPTIONS] == [*(f"a {name}" for name in OPTION_HELP), "near"]
+
+
+@pytest.mark.parametrize("path", [ROOT / "nbs/03_resnet.ipynb", package_folder() / "templates/study.ipynb"])
+def test_notebooks_have_the_same_parameters(path):
+    names = [parameter.name for parameter in read_parameters(read_notebook(path))]
+    assert [name for name in names if name in OPTIONS] == OPTIONS
+
+
+def test_notebooks_with_annotated_parameters_convert_them():
+    paths = [*ROOT.glob("nbs/*.ipynb"), *ROOT.glob("nbs/reports/*.ipynb"), package_folder() / "templates/study.ipynb"]
+    notebooks = [read_notebook(path) for path in paths if '"parameters"' in path.read_text()]
+    converting = [one for one in notebooks if ": str = " in one.cells[parameters_position(one)].source]
+    assert len(converting) >= 2
+    for notebook in converting:
+        cells = [cell.source for cell in notebook.cells[parameters_position(notebook) + 1:] if cell.cell_type == "code"]
+        first = next(source for source in cells if "import" not in source)
+        assert first.startswith("convert_parameters(globals())")
+
+
+@pytest.mark.parametrize("kind, value, expected", [
+    ("str", 2024, "2024"), ("str", "7", "7"), ("int", 32.0, 32), ("int", "1", 1), ("int", 3, 3), ("float", 1, 1.0),
+    ("float", "1e-3", 0.001), ("list", "[1, 2]", [1, 2]), ("bool", "true", True),
+])
+def test_values_of_another_type_are_converted(kind, value, expected):
+    names = {"__annotations__": {"it": kind, "other": "Path"}, "it": value, "other": 3}
+    convert_parameters(names)
+    assert names["it"] == expected and type(names["it"]) is type(expected) and names["other"] == 3
+
+
+@pytest.mark.parametrize("kind, value", [
+    ("str", 32.0), ("str", True), ("str", None), ("int", 32.5), ("int", "a"), ("int", True), ("float", "nan"),
+    ("float", False), ("list", 3), ("list", "a, b"), ("bool", 1), ("bool", "yes"),
+])  # fmt: skip
+def test_values_that_do_not_fit_are_refused_by_name(kind, value):
+    with pytest.raises(ParameterError, match=f"parameter 'it' must be of type {kind}, not"):
+        convert_parameters({"__annotations__": {"it": kind}, "it": value})
+
+
+def test_a_new_report_reads_what_papermill_gives_in_its_own_folder(tmp_path, monkeypatch, capsys):
+    "A folder 2024 with classes 7, 8, 9 and a split, which is kept; the path is found from the notebook's folder."
+    monkeypatch.chdir(tmp_path)
+    draw(Path("2024/Training"), ["7", "8", "9"], 8)
+    draw(Path("2024/Testing"), ["7", "8", "9"], 3, seed=1)
+    assert main(["new", "digits", "--data", "2024", "--leave-out", "9"]) == 0
+    message = capsys.readouterr().out
+    assert "splits by folder" in message and "test came with the data" in message and "Kinds of pixels" in message
+    given = {"data_path": 2024, "leave_out": 9, "image_size": 24.0, "epochs": "1", "seed": "1", "report_dir": "out"}
+    monkeypatch.chdir("reports/digits")
+    papermill.execute_notebook("digits.ipynb", "done.ipynb", given, progress_bar=False)
+    split = pd.read_csv("out/tables/split.csv")
+    assert split["class"].tolist() == [7, 8] and split.test.tolist() == [3, 3]
+    assert pd.read_csv("out/tables/reading.csv").sentence.str.contains("left out on request: 9").any()
+
+
+def test_new_refuses_what_cannot_be_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_table(Path("table"))
+    for arguments in (["check", "table"], ["new", "kinds", "--data", "table"], ["train", "none", "--data", "table"]):
+        assert main(arguments) == 2
+    (tmp_path / "broken/a").mkdir(parents=True)
+    (tmp_path / "broken/b").mkdir()
+    for name in ("a/1.jpg", "b/2.jpg"): (tmp_path / "broken" / name).write_text("no image")
+    assert main(["new", "broken", "--data", "broken"]) == 2
+    assert "none of 2 images that were tried can be read, e.g. a/1.jpg: not an image" in capsys.readouterr().err
+    assert not Path("reports").exists()
+
+
+def test_advice_names_options_that_the_command_has(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_table(Path("table"))
+    commands = {"check": ["check", "table"], "new": ["new", "kinds", "--data", "table"]}
+    for arguments in commands.values():
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert "--label-column" in message and "label_column" not in message
+        assert main([*arguments, "--label-column", "kind"]) == 0
+        assert "--group-column='plant_id'" in capsys.readouterr().out
+        assert main([*arguments, "--leave-out", "kind 3"]) == 2
+
+
+def test_at_most_twenty_lines_of_what_is_not_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_ML_HOME", str(tmp_path / "home"))
+    draw(tmp_path / "set", ["a", "b"], 3)
+    for i in range(50): (tmp_path / "set" / f"notes {i}.txt").touch()
+    assert main(["check", str(tmp_path / "set")]) == 0
+    message = capsys.readouterr().out
+    assert "Not used: 50\n" in message and message.count("notes") == 20
+    path = message.split("30 more; all of them are in ")[1].splitlines()[0]
+    assert len(pd.read_csv(path)) == 50
+
+
+def test_train_names_images_that_cannot_be_read(tmp_path, capsys):
+    draw(tmp_path / "set", ["kind 7", "kind 8"], 8)
+    (tmp_path / "set/kind 7/1.png").write_bytes(b"")
+    assert main(["train", "nature10_model_1", "--data", str(tmp_path / "set"), "--set", "image_size=24"]) == 2
+    message = capsys.readouterr().err
+    assert "1 images cannot be read: kind 7/1.png (the file is empty)" in message
+    assert f"course-ml check {tmp_path / 'set'} names all" in message and "dataset." not in message

@@ -86,8 +86,8 @@ def with_header(
     return table.without_header() if is_file or (any(found) and repeated) else table
 def _is_no_name(cell, columns):
     "Whether a cell of the first row is rather a file than the name of a column."
-    is_file = cell.lower().endswith(IMAGE_SUFFIXES) or "/" in cell
-    return is_file or (columns == 1 and plain_name(cell) not in IMAGE_COLUMNS)
+    is_alone = columns == 1 and plain_name(cell) not in IMAGE_COLUMNS
+    return is_alone or "/" in cell or cell.lower().endswith(IMAGE_SUFFIXES)
 
 # %% ../nbs/library/columns.ipynb #co000010
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
@@ -176,9 +176,16 @@ def offer_groups(
 
 def _is_identifier(column):
     "Whether a column's name is that of an identifier, or of a thing that is photographed several times."
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column)
-    words = plain_name(spaced).split("_")
-    return words[-1] in ("id", "ids", "uuid") or bool(GROUP_WORDS & {*words, words[-1].removesuffix("id")})
+    return _words(column)[-1] in ("id", "ids", "uuid") or _is_group(column)
+
+def _is_group(column):
+    "Whether a column's name is that of a thing that is photographed several times."
+    words = _words(column)
+    return bool(GROUP_WORDS & {*words, words[-1].removesuffix("id")})
+
+def _words(column):
+    "The words in a column's name."
+    return plain_name(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column)).split("_")
 
 def _means_the_same(values, names):
     "Whether a column and the classes are the same under other names."
@@ -307,9 +314,10 @@ def choose_labels(
     if usual: return _check_several(table, taken[0], _column_labels(table, usual[0], usual[1:]))
     if len(one_hot := [column for column in others if _is_binary(table.cells[column])]) > 1:
         return _one_hot_labels(table, one_hot)
-    if len(others) == 1 and _may_be_label(table.cells[others[0]]):
+    if len(others) == 1 and _may_be_label(table.cells[others[0]]) and not _is_group(others[0]):
         return _check_several(table, taken[0], _column_labels(table, others[0], []))
     plausible = [column for column in sorted(others, key=_is_identifier) if _may_be_label(table.cells[column])]
+    if all(map(_is_group, plausible)): plausible = []
     if not plausible:
         raise NoLabels(f"{table.path}: no column of labels among {listed(table.cells, 20)}; choose with label_column")
     choices = "; ".join(_describe_values(column, table.cells[column]) for column in plausible[:10])

@@ -121,8 +121,9 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
-        "Return a hash of all images, ids, labels, groups and class names."
-        return content_hash(self.digests, list(self.items.id), self.labels, list(self.items.group), self.classes)
+        "Return a hash of all images, ids, labels, groups and class names, and of the range of deep images."
+        return content_hash(self.digests, list(self.items.id), self.labels, list(self.items.group), self.classes,
+                            *([self.source.ranges] if self.source.ranges else []))
 
     def column_hash(self,
         name: str,  # a column of `items`, e.g. one of the metadata
@@ -243,6 +244,7 @@ LOOKS = ["row", "width", "height",  # in the file (pixels)
          "reduced",  # whether it was read in reduced size
          "bits",  # perceptual hash, uint64
          "kind", "pages", "low", "high",  # format and type of pixels, smallest and largest value in the file
+         "white",  # the value in the file that becomes 255
          "contrast",  # largest difference of values in a channel, 0 to 255
          "red", "green", "blue", "red squared", "green squared", "blue squared"]  # means of values from 0 to 1
 
@@ -256,9 +258,11 @@ def look_at_image(
     except (UnreadableImage, OSError) as error: return {"row": row, "reason": str(error)}
     bits = np.packbits(imagehash.phash(image).hash.ravel()).view("uint64")[0]
     width, height = image.info["size"]
-    file = {name: image.info[name] for name in ("kind", "pages", "low", "high")}
+    counts = np.array(image.histogram()).reshape(3, 256)
+    low, high = image.info["values"] or np.flatnonzero(counts.sum(0))[[0, -1]]
     return {"row": row, "width": width, "height": height, "reduced": image.width * image.height < width * height,
-            "bits": bits, **file, **describe_pixels(np.array(image.histogram()).reshape(3, 256))}
+            "bits": bits, "kind": image.info["kind"], "pages": image.info["pages"], "white": image.info["white"],
+            "low": low, "high": high, **describe_pixels(counts)}
 
 def describe_pixels(
     counts: np.ndarray,  # (3, 256) how often each value occurs in each channel
@@ -286,7 +290,7 @@ def check_images(
     images = images.assign(id=ids[images.row.to_numpy(int)])
     flat = images.loc[images.contrast < 16, ["id", "contrast"]].reset_index(drop=True)
     return Check(quarantine, dataset.skipped, duplicates, dataset.class_counts(), sizes, images,
-                 _count_kinds(dataset.source, images), flat)
+                 _count_kinds(images), flat)
 
 def _look_at_all(dataset):
     "What `look_at_image` says of all images that can be read, as a table, and of the others, as a list."
@@ -299,12 +303,12 @@ def _look_at_all(dataset):
     tables = [table for table, _ in blocks if len(table)] or [pd.DataFrame(columns=LOOKS)]
     return pd.concat(tables, ignore_index=True), [look for _, unreadable in blocks for look in unreadable]
 
-def _count_kinds(source, images):
+def _count_kinds(images):
     "How many images there are of each kind, and the values in them."
     columns = {"images": ("row", "size"), "several pages": ("pages", lambda pages: (pages > 1).sum()),
-               "reduced": ("reduced", "sum"), "lowest": ("low", "min"), "highest": ("high", "max")}
-    table = images.groupby("kind").agg(**columns).reset_index()
-    return table.assign(white=[source.ranges.get(kind, 255) for kind in table.kind])
+               "reduced": ("reduced", "sum"), "lowest": ("low", "min"), "highest": ("high", "max"),
+               "white": ("white", "max")}
+    return images.groupby("kind").agg(**columns).reset_index()
 
 def _find_duplicates(dataset, readable, near):
     "The fewest pairs that link images with the same bytes (kind exact) or nearly the same hash (kind near)."

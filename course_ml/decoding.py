@@ -93,7 +93,7 @@ def to_rgb(
 
 # %% ../nbs/library/decoding.ipynb #74ea928a
 MOST_PIXELS = 2**25  # of an image in memory: 128 MiB
-MOST_MEMORY = 2**30  # bytes that decoding one image may take: 1 GiB
+MOST_MEMORY = 3 * 2**29  # bytes that decoding one image may take: 1.5 GiB
 WORKING_BYTES = {"progressive": 6, "WEBP": 8, "AVIF": 8, "HEIF": 8, "JPEG2000": 16}  # bytes a pixel
 
 _STRIP = 2**22  # pixels that are converted at once
@@ -122,8 +122,8 @@ def _loaded(image, file_size):
     drafted = image.size != (width, height)
     needed = _memory(image, (width, height), file_size)
     if needed > MOST_MEMORY:
-        raise UnreadableImage(f"its {width:,} x {height:,} pixels need {needed / 2**30:.1f} GiB of memory, more "
-                              f"than the {MOST_MEMORY / 2**30:g} GiB that one image may take; save it smaller")
+        raise UnreadableImage(f"its {width:,} x {height:,} pixels need {needed / 2**20:,.0f} MiB of memory, more "
+                              f"than the {MOST_MEMORY / 2**20:,.0f} that one image may take; save it smaller")
     with _LARGE if needed > 2 * 4 * MOST_PIXELS else contextlib.nullcontext():
         image.load()  # Pillow turns a TIFF upright here
         yield (width, height) if drafted else image.size
@@ -143,16 +143,25 @@ def _convert(image, largest):
 # %% ../nbs/library/decoding.ipynb #72de3106
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
-_OPENING = threading.Lock()
+_PILLOWS_LIMIT = {"lock": threading.Lock(), "users": 0, "pixels": None}
+
+@contextlib.contextmanager
+def _without_pillows_limit():
+    "Lift Pillow's limit, which is one for all threads, while any of them decodes."
+    def count(change):
+        with _PILLOWS_LIMIT["lock"]:
+            if not _PILLOWS_LIMIT["users"]: _PILLOWS_LIMIT["pixels"] = Image.MAX_IMAGE_PIXELS
+            _PILLOWS_LIMIT["users"] += change
+            Image.MAX_IMAGE_PIXELS = None if _PILLOWS_LIMIT["users"] else _PILLOWS_LIMIT["pixels"]
+    count(1)
+    try: yield
+    finally: count(-1)
 
 def _open(content):
-    "Open an image file of any size. Raises `UnreadableImage` for an empty one, and for HEIC without a decoder."
+    "Open an image file. Raises `UnreadableImage` for an empty one, and for HEIC without a decoder."
     if not content: raise UnreadableImage("the file is empty")
     if content[4:8] == b"ftyp" and content[8:11] != b"avi": _register_heif()
-    with _OPENING:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try: return Image.open(io.BytesIO(content))
-        finally: Image.MAX_IMAGE_PIXELS = before
+    return Image.open(io.BytesIO(content))
 
 def _register_heif():
     "Let Pillow read HEIC. Raises `UnreadableImage` where the package is not installed."
@@ -171,9 +180,9 @@ UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4:
 def decode(
     content: bytes,  # a whole image file
     ranges: dict[str, int | None] | None = None,  # kind: largest value, see `set_ranges`; default: judge it alone
-) -> Image.Image:  # mode RGB, upright; its `info` has kind, pages, size (of the file), low and high (values)
+) -> Image.Image:  # mode RGB, upright; its `info` has kind, pages, size, white and values (of the file)
     "Decode every pixel of an image file. Raises `UnreadableImage` with the reason."
-    with _reasons(content):
+    with _reasons(content), _without_pillows_limit():
         image = _open(content)
         pages, (kind, pixels) = _pages(image), _kind(image)
         with _loaded(image, len(content)) as size:
@@ -182,8 +191,7 @@ def decode(
             result, orientation = _convert(image, largest), image.getexif().get(0x0112)
         if orientation in UPRIGHT: result = result.transpose(UPRIGHT[orientation])
         if orientation in (5, 6, 7, 8): size = size[::-1]
-        low, high = values or value_range(result, pixels)
-    result.info = {"kind": kind, "pages": pages, "size": size, "low": low, "high": high}
+    result.info = {"kind": kind, "pages": pages, "size": size, "white": largest, "values": values}
     return result
 
 @contextlib.contextmanager
@@ -230,7 +238,7 @@ def deep_range(
     content: bytes,  # a whole image file
 ) -> tuple[str, float, float] | None:  # kind, smallest and largest value; None for 8 bits
     "Return the range of the values in an image of more than 8 bits. Raises `UnreadableImage`."
-    with _reasons(content):
+    with _reasons(content), _without_pillows_limit():
         image = _open(content)
         kind, pixels = _kind(image)
         if pixels not in DEEP: return None

@@ -36,7 +36,8 @@ def frozen_features(
 ) -> np.ndarray:  # (n, features) float32
     "Return the features of all images, each computed once and kept on disk."
     key = make_key(["features"], TORCH_PACKAGES, backbone=model_hash(model.backbone), mean=model.info["mean"],
-                   std=model.info["std"], size=size, resize=resize, preprocess=preprocess, device=choose_device())
+                   std=model.info["std"], size=size, resize=resize, preprocess=preprocess, ranges=dataset.source.ranges,
+                   device=choose_device())
     path = cache_folder() / "features" / f"{key.name}.safetensors"
     known = _read_features(path)
     if _missing_rows(dataset, known):

@@ -35,8 +35,8 @@ def _check_room(folder, shape):
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
     if needed <= free: return
     fits = int(size * (free / needed) ** .5)
-    raise CacheError(f"{n:,} images of {size} x {size} pixels need {needed / 1e9:,.1f} GB of disk, "
-                     f"and {free / 1e9:,.1f} GB are free in {folder}. There is room for {free // (needed // n):,} of them, "
+    raise CacheError(f"{n:,} images of {size} x {size} pixels need {needed / 1e6:,.0f} MB of disk, "
+                     f"and {free / 1e6:,.0f} MB are free in {folder}. There is room for {free // (needed // n):,} of them, "
                      f"or for all of them with {fits} x {fits} pixels. Free some room, "
                      "or set the environment variable COURSE_ML_HOME to a folder on a larger disk")
 

@@ -10,19 +10,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from .listing import IMAGE_SUFFIXES, Listing, clean_path, list_files
+from .image_sources import ImageSource
+from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, Listing, clean_path, list_files
 from .reading import split_named
 
 # %% auto #0
-__all__ = ['split_in_name', 'ImageFinder', 'listings_of_archives', 'rank_archive']
+__all__ = ['ARCHIVE_SUFFIX', 'folders_of', 'split_in_name', 'ImageFinder', 'JoinedImages', 'list_archives']
 
 # %% ../nbs/library/image_names.ipynb #in000006
+ARCHIVE_SUFFIX = rf"(\.tar)?({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
+
 def _tail_parts(path):
     "The parts of a path as they are compared: one case, one form of accents, without the suffix of an image."
     path = clean_path(path).casefold().strip()
     stem, dot, suffix = path.rpartition(".")
     if dot + suffix in IMAGE_SUFFIXES: path = stem
     return [part for part in path.split("/") if part not in ("", ".", "..")]
+
+def folders_of(
+    path: str,  # of an image
+) -> list[str]:  # outermost first, in lower case; an archive is a folder without its suffix
+    "Return the folders that an image is in."
+    return [re.sub(ARCHIVE_SUFFIX, "", part) for part in clean_path(path).casefold().split("/")[:-1]]
 
 def split_in_name(
     name: str,  # of a table, e.g. train_labels.csv
@@ -93,7 +102,7 @@ def _rank(path, name, length, table):
     "How near a path is to what a table means; the smallest is nearest."
     path = clean_path(path)
     exact = PurePosixPath(path).name == PurePosixPath(clean_path(name.strip())).name
-    folders = [part.casefold() for part in PurePosixPath(path).parts[:-length]]
+    folders = folders_of(path)[:1 - length or None]
     beside = [part.casefold() for part in PurePosixPath(table).parts[:-1]]
     split = split_in_name(table)
     near = (folders == beside, folders == [*beside, PurePosixPath(table).stem.casefold()],
@@ -101,21 +110,37 @@ def _rank(path, name, length, table):
     return not exact, next((rank for rank, holds in enumerate(near) if holds), len(near))
 
 # %% ../nbs/library/image_names.ipynb #in000016
-def listings_of_archives(
-    listing: Listing,  # of a folder
-) -> list[Listing]:  # one an archive that can be read
-    "List the archives in a folder; archives in archives are not opened."
-    if not listing.root.is_dir(): return []
-    return [found for found in map(_list_archive, [listing.root / path for path in listing.archives()]) if found]
+@dataclass
+class JoinedImages(ImageSource):
+    "Images of several sources; a location begins with the name of its source."
+    sources: dict[str, ImageSource]  # by name, e.g. part_1.zip
 
-def rank_archive(
-    path: str,  # of an archive
-    table: str,  # path of a table
-) -> int:  # the smallest is nearest
-    "Return how near the name of an archive is to a table's."
-    split, stem = split_in_name(path.removesuffix(".gz")), PurePosixPath(path).stem
-    if stem == PurePosixPath(table).stem or (split and split == split_in_name(table)): return 0
-    return 3 if split == "test" else 2 if split else 1
+    def _find(self, location):
+        "The source of an image, and its location there."
+        name = max((name for name in self.sources if location.startswith(f"{name}/")), key=len)
+        return self.sources[name], location[len(name) + 1:]
+
+    def content(self, location) -> bytes:
+        "Return the bytes of an image. Raises `UnreadableImage`, or `OSError`."
+        source, place = self._find(location)
+        return source.content(place)
+
+    def head(self, location) -> bytes:
+        "Return the first bytes of an image."
+        source, place = self._find(location)
+        return source.head(place)
+
+def list_archives(
+    listing: Listing,  # of a folder
+) -> Listing | None:  # of what is in its archives; None without any that can be read
+    "List the archives in a folder as if they were folders; archives in archives are not opened."
+    if not listing.root.is_dir(): return None
+    found = {path: _list_archive(listing.root / path) for path in listing.archives()}
+    found = {name: inside for name, inside in found.items() if inside}
+    source = JoinedImages({name: inside.source for name, inside in found.items()})
+    paths = [f"{name}/{path}" for name, inside in found.items() for path in inside.paths]
+    set_aside = [(f"{name}/{path}", why) for name, inside in found.items() for path, why in inside.set_aside]
+    return Listing(listing.root, source, paths, set_aside) if found else None
 
 def _list_archive(path):
     "The listing of an archive; None where it cannot be read."

@@ -44,8 +44,8 @@ from course_ml.provenance import (
 from .runtime import map_blocks
 
 # %% auto #0
-__all__ = ['MOST_BYTES', 'UNREADABLE', 'NESTED', 'DAMAGED_MEMBER', 'MOST_UNPACKED', 'MOST_RATIO', 'OTHER_ARCHIVES', 'ImageSource',
-           'FolderImages', 'ArchiveImages', 'ZipImages', 'TarImages', 'open_archive', 'ArrayImages']
+__all__ = ['MOST_BYTES', 'UNREADABLE', 'LEADS_OUT', 'DAMAGED_MEMBER', 'MOST_UNPACKED', 'MOST_RATIO', 'OTHER_ARCHIVES',
+           'ImageSource', 'FolderImages', 'ArchiveImages', 'ZipImages', 'TarImages', 'open_archive', 'ArrayImages']
 
 # %% ../nbs/library/image_sources.ipynb #db206c16
 MOST_BYTES = 2**30  # of one file that is read into memory: 1 GiB
@@ -153,7 +153,7 @@ def _file_digest(path):
     except OSError: return UNREADABLE
 
 # %% ../nbs/library/image_sources.ipynb #ec6c157c
-NESTED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar", ".7z")  # endings of archives
+LEADS_OUT = "its name leads out of the archive"  # why a member is not used
 
 @dataclass
 class ArchiveImages(ImageSource):
@@ -170,6 +170,11 @@ class ArchiveImages(ImageSource):
         "Return the members that are not used: name and reason."
         return self._places[1]
 
+    @property
+    def folders(self) -> list[str]:
+        "Return the names of the folders that the archive lists, with a slash at the end."
+        return self._places[2]
+
     def names(self) -> list[str]:
         "Return the names of all files that can be used."
         return list(self.members)
@@ -185,11 +190,9 @@ class ArchiveImages(ImageSource):
                 write_json(path, {name: digest for name, digest in known.items() if digest != UNREADABLE})
         return [known[location] for location in locations]
 
-def _reason_to_leave(name):
-    "Why a member of an archive is not used, judged by its name; empty for one that is."
-    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-        return "its name leads out of the archive"
-    return "an archive in an archive; unpack it" if name.lower().endswith(NESTED) else ""
+def _leads_out(name):
+    "Whether a member of an archive would be outside of the folder that the archive is unpacked to."
+    return name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name) is not None
 
 # %% ../nbs/library/image_sources.ipynb #80cbd5b9
 DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # from reading one
@@ -229,16 +232,21 @@ def _member(archive, name):
     raise UnreadableImage(f"not in the archive {archive.root}")
 
 def _zip_places(archive):
-    "The files of a zip, name -> its entry; what is left out, and why."
-    places, set_aside = {}, []
+    "The files of a zip, name -> its entry; what is left out, and why; the folders."
+    places, set_aside, folders = {}, [], []
     for entry in archive.infolist():
-        name, kind = entry.filename.replace("\\", "/"), stat.S_IFMT(entry.external_attr >> 16)
-        if name.endswith("/"): continue
-        reason = "encrypted; unpack it with its password" if entry.flag_bits & 1 else _reason_to_leave(name)
-        if kind not in (0, stat.S_IFREG): reason = "a link or a device in an archive"
-        if reason: set_aside.append((name, reason))
+        name = entry.filename.replace("\\", "/")
+        if reason := _why_not(entry, name): set_aside.append((name, reason))
+        elif name.endswith("/"): folders.append(name)
         else: places[name] = entry
-    return places, set_aside
+    return places, set_aside, folders
+
+def _why_not(entry, name):
+    "Why a member of a zip is not used; empty for one that is."
+    if _leads_out(name): return LEADS_OUT
+    if entry.flag_bits & 1: return "encrypted; unpack it with its password"
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a device in an archive"
 
 # %% ../nbs/library/image_sources.ipynb #cd4aebd2
 MOST_UNPACKED = 50 * 2**30  # bytes that a compressed tar archive may have unpacked
@@ -271,20 +279,24 @@ class TarImages(ArchiveImages):
             return file.read(min(size, 32))
 
 def _tar_places(path):
-    "The files of a tar, name -> (first byte, size); what is left out, and why."
-    places, set_aside = {}, []
+    "The files of a tar, name -> (first byte, size); what is left out, and why; the folders."
+    places, set_aside, folders = {}, [], []
     with tarfile.open(path, "r:") as archive:
         while member := _next_member(archive):
             archive.members = []  # tarfile would keep a kilobyte for each
-            name = member.name.removeprefix("./")
-            place = (member.offset_data, member.size) if member.isfile() and not member.issparse() else None
-            if member.islnk(): place = places.get(member.linkname.removeprefix("./"))
-            reason = _reason_to_leave(name) if place else "a link, a device or a sparse file in an archive"
-            if not reason: places[name] = place
-            elif not member.isdir(): set_aside.append((name, reason))
+            name, place = member.name.removeprefix("./"), _place(member, places)
+            if _leads_out(name): set_aside.append((name, LEADS_OUT))
+            elif place: places[name] = place
+            elif member.isdir(): folders.append(f"{name}/")
+            else: set_aside.append((name, "a link, a device or a sparse file in an archive"))
         if _cut_off(path, archive.offset):
             set_aside.append((Path(path).name, "the archive is cut off: what comes after its last member is lost"))
-    return places, set_aside
+    return places, set_aside, folders
+
+def _place(member, places):
+    "First byte and size of a member that is a file, or a hard link to one; else None."
+    if member.islnk(): return places.get(member.linkname.removeprefix("./"))
+    return (member.offset_data, member.size) if member.isfile() and not member.issparse() else None
 
 def _next_member(archive):
     "The next member; None at the end, also where a tar archive is cut off."
@@ -354,7 +366,7 @@ class ArrayImages(ImageSource):
         image = Image.fromarray(self._pixels(location))
         values = self.array[int(location)]
         image.info = {"kind": f"array, {self.array.dtype}", "pages": 1, "size": image.size,
-                      "low": float(values.min()), "high": float(values.max())}
+                      "white": self.largest, "values": (float(values.min()), float(values.max()))}
         return image
 
     def _pixels(self, location):
@@ -362,8 +374,8 @@ class ArrayImages(ImageSource):
 
     @cached_property
     def ranges(self) -> dict[str, int]:
-        "Return the largest value that the images can have."
-        return {f"array, {self.array.dtype}": self.largest}
+        "Return an empty dict: the digests are those of the converted images."
+        return {}
 
     def __getstate__(self):
         state = super().__getstate__()

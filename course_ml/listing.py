@@ -144,7 +144,7 @@ def is_archive(
 def _open_archive(path):
     "The source of an archive, its names, and what cannot be used, with the reason."
     source = open_archive(path)
-    return source, source.names(), source.set_aside
+    return source, [*source.names(), *source.folders], source.set_aside
 
 # %% ../nbs/library/listing.ipynb #ls000018
 def list_files(

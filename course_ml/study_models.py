@@ -40,7 +40,7 @@ from .transfer import build_model
 __all__ = ['IMAGENET', 'CONTAMINATED', 'recipe_layers', 'cost_table', 'accuracy', 'scores_of_class', 'mean_f1',
            'frequency_scores', 'macro_f1', 'score_intervals', 'score_table', 'stack_tables', 'record_scores',
            'record_gains', 'record_areas', 'gain_over_best', 'interval_text', 'with_interval', 'label_auc_table',
-           'is_contaminated', 'contamination_note', 'Models']
+           'is_contaminated', 'Models']
 
 # %% ../nbs/library/study_models.ipynb #9232538b
 def recipe_layers(
@@ -171,7 +171,8 @@ def record_gains(
         gain = bootstrap_difference(preds[first], preds[second], statistic, seed=seed)
         value, low, high, n = (gain[key] for key in ("value", "low", "high", "n"))
         p = mcnemar(preds[first], preds[second])["p value"].item()
-        report.record(record.format(first=first, second=second), value, low, high, n, [seed], reason=reason)
+        report.record(record.format(first=first, second=second), value, low, high, n, [seed],
+                      reason=reason or gain["reason"])
         rows.append({"first": first, "second": second, "n": n, "gain": value, "low": low, "high": high,
                      "McNemar's p": p})
     return pd.DataFrame(rows)
@@ -239,13 +240,6 @@ def is_contaminated(
 ) -> bool:
     "Return whether a backbone may have learned from the test images: weights from elsewhere, and images of ImageNet."
     return bool(real_data) and weights not in ("packaged", "none")
-
-def contamination_note(
-    real_data: str,  # folder with images of ImageNet; "": synthetic images
-    weights: str,  # of the backbone: a word, or the path of a file
-) -> str:  # a sentence, or nothing
-    "Write that the best score is contaminated, where it is."
-    return f" {CONTAMINATED}" if is_contaminated(real_data, weights) else ""
 
 # %% ../nbs/library/study_models.ipynb #953bbb86
 @dataclass

@@ -22,7 +22,7 @@ __all__ = ['TABLE_SUFFIXES', 'SEPARATORS', 'EXCEL_BYTES', 'Table', 'decode_text'
            'read_table']
 
 # %% ../nbs/library/table_files.ipynb #tf000006
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".xlsx", ".xlsm", ".json", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".xlsx", ".xlsm", ".xls", ".json", ".jsonl", ".ndjson")
 
 @dataclass(frozen=True)
 class Table:

@@ -5,8 +5,10 @@
 # %% ../nbs/library/tables.ipynb #ta000003
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -24,14 +26,14 @@ from course_ml.columns import (
     with_header,
 )
 from .data import Dataset, index_classes
-from .image_names import ImageFinder, listings_of_archives, rank_archive, split_in_name
+from .image_names import ImageFinder, folders_of, list_archives, split_in_name
 from .layout import listed, number_of
 from .listing import Listing, clean_path
 from .reading import Reading, ReadOptions, split_named
 from .table_files import TABLE_SUFFIXES, Table, read_table
 
 # %% auto #0
-__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'EMPTY_LABELS', 'NAMES_IMAGES', 'RESERVED', 'find_tables',
+__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'ONLY_GROUPS', 'EMPTY_LABELS', 'NAMES_IMAGES', 'RESERVED', 'find_tables',
            'dataset_from_table', 'unlabelled_from_table']
 
 # %% ../nbs/library/tables.ipynb #ta000006
@@ -40,14 +42,16 @@ class _Places:
     def __init__(self, listing):
         self.listing = listing
         self._files = ImageFinder(listing)
-        self._archives = None  # opened only when a table names none of the files themselves
 
-    def finders(self, table):
-        "Yield a finder for the files themselves, then one for each archive, those with a name like the table's first."
+    @cached_property
+    def _archives(self):
+        inside = list_archives(self.listing)
+        return [ImageFinder(inside)] if inside else []
+
+    def finders(self):
+        "Yield a finder for the files themselves, then one for what is in archives."
         yield self._files
-        if self._archives is None:
-            self._archives = list(map(ImageFinder, listings_of_archives(self.listing)))
-        yield from sorted(self._archives, key=lambda finder: rank_archive(finder.listing.root.name, table))
+        yield from self._archives  # opened only when a table names none of the files themselves
 
 @dataclass
 class _Opened:
@@ -59,11 +63,11 @@ class _Opened:
 def _open_table(path, places, options, finders=None):
     "A table and where its images are. Raises `ValueError` for a file that is no table, or a missing column."
     table = read_table(places.listing.read(path), path)
-    for finder in finders or places.finders(path):
+    for finder in finders or places.finders():
         headed = with_header(table, finder)
         image = image_column(headed, finder, options.image_column)
         if image: return _Opened(headed, finder, image)
-    return _Opened(table, next(places.finders(path)), "")
+    return _Opened(table, next(places.finders()), "")
 
 def _columns(opened, options):
     "The columns of images, split and groups, each row's split, and what to say of it."
@@ -73,8 +77,9 @@ def _columns(opened, options):
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")
-SUBMISSION, NO_LABELS, EMPTY_LABELS = NAMES_IMAGES = (
-    "its name says that it is a submission", "it has no column of labels", "its labels are empty")
+SUBMISSION, NO_LABELS, ONLY_GROUPS, EMPTY_LABELS = NAMES_IMAGES = (
+    "its name says that it has predictions", "it has no column of labels",
+    "it has groups or a split, but no column of labels", "its labels are empty")
 
 def find_tables(
     listing: Listing,  # of a folder or an archive
@@ -87,7 +92,7 @@ def find_tables(
         try: found[path] = _labels_of(path, places, options)
         except ValueError as error: reasons[path] = str(error).removeprefix(path).lstrip(":, ")
     clear = {path: columns for path, columns in found.items() if columns} or found
-    chosen = _choose_tables(listing, clear) if clear else _split_lists(reasons)
+    chosen = _choose_tables(listing, clear) if clear else _tables_beside_folders(reasons)
     reasons |= {path: "another table has the labels" for path in found if path not in chosen}
     asked = (options.image_column, options.label_column, options.group_column, options.split_column)
     asked = [name for name in asked if name]
@@ -102,8 +107,10 @@ def _say_unused(reasons, chosen):
         if path not in chosen and (reason in NAMES_IMAGES or not path.lower().endswith((".txt", ".json"))):
             yield f"table {path} not used: {reason}"
 
-def _split_lists(reasons):
-    "The tables without labels that list the images of each split; none unless there is one for each of several."
+def _tables_beside_folders(reasons):
+    "The tables without labels that list the images of each split, or the only one that has their groups or splits."
+    grouped = [path for path, reason in reasons.items() if reason == ONLY_GROUPS]
+    if len(grouped) == 1: return grouped
     splits = {path: split_in_name(path) for path, reason in reasons.items() if reason == NO_LABELS}
     splits = {path: split for path, split in splits.items() if split}
     several = "train" in splits.values() and len(splits) > 1 and len(set(splits.values())) == len(splits)
@@ -121,7 +128,7 @@ def _candidates(listing):
 
 def _labels_of(path, places, options):
     "The columns of a table's labels; () where they are not clear. Raises `ValueError` with the reason not to use it."
-    if "submission" in PurePosixPath(path).stem.casefold():
+    if re.search("submission|prediction", PurePosixPath(path).stem.casefold()):
         raise ValueError(SUBMISSION)
     opened = _open_table(path, places, options)
     if not opened.image: raise ValueError("it names none of the images")
@@ -129,10 +136,16 @@ def _labels_of(path, places, options):
     try: taken, *_ = _columns(opened, options)
     except ValueError: return ()  # said where the table is read
     try: labels = choose_labels(opened.table, taken, options)
-    except NoLabels: raise ValueError(NO_LABELS) from None
+    except NoLabels: raise ValueError(_why_no_labels(opened, taken)) from None
     except ValueError: return ()
     if not (labels.names != "").any(): raise ValueError(EMPTY_LABELS)
     return labels.columns
+
+def _why_no_labels(opened, taken):
+    "Whether a table without labels has something else to say of its images."
+    cells = opened.table.cells
+    has_groups = len(taken) > 1 or offer_groups(cells, cells[opened.image], taken).offered_groups
+    return ONLY_GROUPS if has_groups else NO_LABELS
 
 def _check_columns(table, options):
     "Raise `ValueError` for a column that an option names and the table lacks."
@@ -158,7 +171,11 @@ def _choose_tables(listing, found):
 
 def _split_of_folder(path):
     "The split that a folder of a path means; empty without."
-    return next(filter(None, map(split_named, PurePosixPath(clean_path(path)).parts[:-1])), "")
+    return _split_of_folders(path.rpartition("/")[0])
+
+@lru_cache(2**16)
+def _split_of_folders(folder):
+    return next(filter(None, map(split_named, folders_of(f"{folder}/"))), "")
 
 # %% ../nbs/library/tables.ipynb #ta000010
 def dataset_from_table(
@@ -192,8 +209,10 @@ def _open_named(path, places, options, finders=None):
     "A table whose images are there. Raises `ValueError` where none is."
     opened = _open_table(path, places, options, finders)
     if opened.image: return opened
-    stem, first = PurePosixPath(path).stem, next(opened.table.cells.itertuples(index=False), ())
-    shown = ", ".join(f"{column} {value!r}" for column, value in zip(opened.table.cells, first)) or "(no rows)"
+    if opened.table.cells.empty: raise ValueError(f"{path}: the table has no rows")
+    stem, first = PurePosixPath(path).stem, opened.table.cells.iloc[0]
+    shown = ", ".join(f"{column} {value!r}" for column, value in first.items())
+    shown = "; ".join([shown, *opened.table.notes])
     raise ValueError(f"{path}: none of the images was found; its first row is {shown}. Put the images into the folder "
                      f"of the table, into {stem}/ or {stem}.zip there, give the folder that holds both, or choose "
                      "the column with image_column")
@@ -206,12 +225,14 @@ def _read_rows(opened, options, is_split_table):
     found = [place if isinstance(place, str) else "" for place in places]
     try: labels = choose_labels(table, taken, options)
     except NoLabels:
-        if not is_split_table: raise
         labels = _labels_by_folder(table, found)
+        if labels.names.nunique() < 2: raise
     rows = pd.DataFrame({"table": table.path, "row": table.cells.index, "name": names, "place": found,
                          "label": labels.names})
     if splits is not None: rows["split"] = splits
-    elif is_split_table: rows["split"] = split_in_name(table.path) or _split_of_folder(table.path)
+    elif is_split_table:
+        rows["split"] = split_in_name(table.path) or _split_of_folder(table.path)
+        reading = reading.decide(f"split: the table {table.path} is {rows.split.iloc[0]}")
     rows["reason"] = [_reason(*row) for row in zip(names, labels.reasons, places, rows.get("split", ["-"] * len(rows)))]
     reading = _say_images(opened, names, found) + labels.reading + reading
     if groups: reading = reading.decide(f"groups: rows that share {' or '.join(groups)}")
@@ -261,12 +282,16 @@ def _repeated(rows):
         reasons[same.index] = f"rows {numbers} give it different labels: {names}"
     return reasons
 
+def _count_reasons(rows):
+    "The reasons not to use rows, without the names and numbers in them, and how often each holds."
+    reasons = rows.reason[rows.reason != ""].str.split(":").str[0]
+    counts = reasons.str.replace(r"(?<=rows )\d.*(?= give)|(?<=row )\d+", "...", regex=True).value_counts()
+    return "; ".join(f"{reason} ({count:,})" for reason, count in counts.items())
+
 def _explain_none(rows, image):
     "Why no row can be used."
-    counts = rows.reason.str.split(":").str[0].value_counts()
     example = rows.iloc[0]
-    return (f"no row can be used ({listed(f'{count:,} {reason}' for reason, count in counts.items())}), "
-            f"e.g. row {example.row}, {image} {example['name']!r}: {example.reason}")
+    return (f"no row can be used ({_count_reasons(rows)}), e.g. row {example.row}, {image} {example['name']!r}: {example.reason}")
 
 # %% ../nbs/library/tables.ipynb #ta000014
 RESERVED = ("id", "location", "label", "group", "split")
@@ -284,18 +309,17 @@ def _skipped(rows, used, listing, tables):
     left_out = rows[rows.reason != ""]
     ids = [name or f"row {row} of {table}" for name, row, table in zip(left_out["name"], left_out.row, left_out.table)]
     named, images = set(rows.place), set(used.images())
-    other = [(path, "no row names it" if path in images else "not an image by its name")
+    other = used.set_aside if used is not listing else []
+    other = other + [(path, "no row names it" if path in images else "not an image by its name")
              for path in used.paths if path not in named and not (used is listing and path in tables)]
     if used is not listing: other += [(path, "no row names it") for path in listing.images()]
     return pd.DataFrame([*zip(ids, left_out.reason), *other], columns=["id", "reason"], dtype=str)
 
 def _remarks(rows, skipped, tables):
     "What a user should look at of what was not used."
-    kinds = rows.reason[rows.reason != ""].str.split(":").str[0].str.replace(r"\d+(, \d+)*", "...", regex=True)
-    counts = kinds.value_counts()
-    if len(counts):
-        reasons = "; ".join(f"{reason} ({count:,})" for reason, count in counts.items())
-        yield f"{number_of(counts.sum(), 'row')} of {len(rows):,} not used: {reasons}"
+    left_out = (rows.reason != "").sum()
+    if left_out:
+        yield f"{number_of(left_out, 'row')} of {len(rows):,} not used: {_count_reasons(rows)}"
     unnamed = skipped.id[skipped.reason == "no row names it"]
     if len(unnamed):
         yield (f"{number_of(len(unnamed), 'image')} not used, as no row of {listed(tables)} names them: "

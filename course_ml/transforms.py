@@ -329,7 +329,7 @@ def prepare_images(
     images = dataset.images(size, resize)
     if not preprocess: return images
     key = make_key(["transforms"], (*IMAGE_PACKAGES, "scipy"), images=dataset.digests, size=size, resize=resize,
-                   preprocess=preprocess)
+                   preprocess=preprocess, ranges=dataset.source.ranges)
     path = cached_file("images", key, ".npy", lambda path: _preprocess_to(path, images, preprocess))
     return np.load(path, mmap_mode="r")
 

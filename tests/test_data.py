@@ -156,7 +156,7 @@ def test_the_same_images_by_folder_zip_csv_and_npz_have_the_same_pixels(tmp_path
     "content, message",
     [
         ("photo,label\na.png,x", "all images have the class 'x'"),
-        ("file,color,shape\na.png,x,y", "no column of labels"),
+        ("file,color,shape\na.png,x,y", "no column of labels among file, color, shape"),
         ("file,label\nnowhere.png,x", "none of the images was found"),
         ("file,label\na.png,x\na.png,y", "rows 2, 3 give it different labels"),
     ],

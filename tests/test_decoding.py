@@ -115,11 +115,14 @@ def test_the_range_is_the_sets_so_no_image_is_brightened(tmp_path):
     assert sent.source.image("dark.tif").getpixel((0, 0))[0] == 300 * 255 // 4095
 
 
-def test_another_range_is_another_key(tmp_path):
+def test_another_range_is_another_key_and_another_fingerprint(tmp_path):
     put(tmp_path / "a.tif", encoded(Image.fromarray(np.full((8, 8), 4000, "uint16")), "TIFF"))
-    before = folder_set(tmp_path).images(4).max()
+    before = folder_set(tmp_path)
+    assert before.images(4).max() == 4000 * 255 // 4095
     put(tmp_path / "b.tif", encoded(Image.fromarray(np.full((8, 8), 60000, "uint16")), "TIFF"))
-    assert (before, folder_set(tmp_path).take([0]).images(4).max()) == (4000 * 255 // 4095, 4000 * 255 // 65535)
+    after = folder_set(tmp_path).take([0])
+    assert after.images(4).max() == 4000 * 255 // 65535
+    assert list(before.digests) == list(after.digests) and before.fingerprint != after.fingerprint
 
 
 @pytest.mark.parametrize("values, reason", [
@@ -282,14 +285,17 @@ def test_an_image_that_needs_too_much_memory_is_set_aside_with_the_limit(monkeyp
 def test_a_small_file_of_enormous_size_is_refused_before_it_is_decoded():
     frame = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\2\2L\1\0;"
     bomb = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + frame
-    with pytest.raises(UnreadableImage, match="65,535 x 65,535 pixels need 4.0 GiB"): decode(bomb)
+    with pytest.raises(UnreadableImage, match="65,535 x 65,535 pixels need 4,096 MiB"): decode(bomb)
 
 
 def test_pillows_own_limit_neither_warns_nor_refuses_and_stays(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert decode(encoded(scene())).size == (48, 36)
+        with ThreadPoolExecutor(4) as pool:
+            contents = [encoded(scene(), format) for format in ("PNG", "JPEG", "TIFF", "GIF", "WEBP")] * 20
+            assert {image.size for image in pool.map(decode, contents)} == {(48, 36)}
+        with pytest.raises(UnreadableImage): decode(b"II*\0")
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -393,8 +399,8 @@ def test_one_bad_member_ends_nothing(tmp_path):
     assert [reason for _, reason in source.set_aside] == ["the archive is cut off: what comes after its last member is lost"]
 
 
-def test_members_that_lead_out_links_and_nested_archives_are_set_aside(tmp_path):
-    outside = {"../evil.jpg": b"x", "/etc/evil.jpg": b"x", "a/../../evil.jpg": b"x", "inner.zip": b"PK"}
+def test_members_that_lead_out_and_links_are_set_aside(tmp_path):
+    outside = {"../evil.jpg": b"x", "/etc/evil.jpg": b"x", "a/../../evil.jpg": b"x"}
     linked = zipfile.ZipInfo("link.jpg")
     linked.external_attr = 0o120777 << 16
     zip_of(tmp_path / "a.zip", {**PHOTOS, **outside, linked: b"/etc/passwd", "C:\\evil.jpg": b"x"})
@@ -407,7 +413,6 @@ def test_members_that_lead_out_links_and_nested_archives_are_set_aside(tmp_path)
     assert packed.content("same.jpg") == PHOTOS["cat/0.jpg"]
     assert {name for name, _ in found.set_aside} == {*outside, "link.jpg", "C:/evil.jpg"}
     assert {name for name, _ in packed.set_aside} == {*outside, "link.jpg", "pipe", "hard.jpg"}
-    assert dict(found.set_aside)["inner.zip"] == "an archive in an archive; unpack it"
     assert files_in(tmp_path) == ["a.tar", "a.zip"]
 
 

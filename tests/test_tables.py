@@ -17,9 +17,10 @@ from PIL import Image
 
 from course_ml.arrays import dataset_from_arrays, find_arrays
 from course_ml.listing import list_files
+from course_ml.readers import read_dataset
 from course_ml.reading import ReadOptions
 from course_ml.table_files import read_table
-from course_ml.tables import dataset_from_table, find_tables, unlabelled_from_table
+from course_ml.tables import find_tables, unlabelled_from_table
 
 
 def png(number=0):
@@ -51,11 +52,8 @@ def csv(header, pattern, count=12, labels=("cat", "dog"), separator=","):
 def read(path, files=None, **options):
     "Read a folder or an archive whose table decides."
     if files: write(path, files)
-    options, listing = ReadOptions(**options), list_files(path)
-    tables, reading = find_tables(listing, options)
-    assert tables, f"no table was used: {reading.decisions}"
-    dataset = dataset_from_table("example", listing, tables, options)
-    dataset.reading = reading + dataset.reading
+    dataset = read_dataset(path, name="example", **options)
+    assert "table " in decisions(dataset) and " by folder: " not in decisions(dataset)
     return dataset
 
 
@@ -148,17 +146,17 @@ def test_label_cells_are_read_as_they_stand(tmp_path):
 
 
 def test_several_columns_could_be_the_label(tmp_path):
-    rows = csv("file,target,category,label", "{i}.png,1,bird,{c}")
+    rows = csv("file,target,category,label", "{i}.png,1,bird,{c}").replace("0.png,1", "0.png,0")
     dataset = read(tmp_path, images("{}.png", 12) | {"labels.csv": rows})
     assert dataset.classes == ["cat", "dog"] and "labels: column label" in decisions(dataset)
     assert "the labels could also be the column category or target" in remarks(dataset)
-    assert read(tmp_path, label_column="Target").classes == ["1"]
+    assert read(tmp_path, label_column="Target").classes == ["0", "1"]
 
 
 def test_an_image_in_two_rows(tmp_path):
-    rows = "file,label\n0.png,cat\n1.png,dog\n2.png,cat\n0.png,cat\n1.png,cat\n"
-    dataset = read(tmp_path, images("{}.png", 3) | {"labels.csv": rows})
-    assert list(dataset.items.id) == ["0.png", "2.png"]
+    rows = "file,label\n0.png,cat\n1.png,dog\n2.png,cat\n0.png,cat\n1.png,cat\n3.png,dog\n"
+    dataset = read(tmp_path, images("{}.png", 4) | {"labels.csv": rows})
+    assert list(dataset.items.id) == ["0.png", "2.png", "3.png"]
     assert skipped(dataset) == {"0.png": "row 2 names it too", "1.png": "rows 3, 6 give it different labels: dog, cat"}
 
 
@@ -212,15 +210,15 @@ def test_images_are_not_their_masks(tmp_path):
 
 
 def test_of_two_equally_near_images_none_is_taken(tmp_path):
-    files = images("a/{}.png", 3) | images("b/{}.png", 2) | {"labels.csv": csv("id,label", "{i},{c}", 3)}
+    files = images("a/{}.png", 4) | images("b/{}.png", 2) | {"labels.csv": csv("id,label", "{i},{c}", 4)}
     dataset = read(tmp_path, files)
-    assert list(dataset.items.location) == ["a/2.png"]
+    assert list(dataset.items.location) == ["a/2.png", "a/3.png"]
     assert skipped(dataset)["0"] == "several files have this name: a/0.png, b/0.png"
 
 
 def test_a_missing_image_is_not_replaced_by_one_of_another_folder(tmp_path):
     files = {"cat/0.png": None, "cat/1.png": None, "dog/2.png": None}
-    dataset = read(tmp_path, files | {"labels.csv": "file,label\ncat/0.png,cat\ncat/1.png,cat\ncat/2.png,dog\n"})
+    dataset = read(tmp_path, files | {"labels.csv": "file,label\ncat/0.png,cat\ncat/1.png,tiger\ncat/2.png,dog\n"})
     assert skipped(dataset) == {"cat/2.png": "file not found", "dog/2.png": "no row names it"}
 
 
@@ -260,7 +258,17 @@ def test_of_two_archives_the_one_with_the_name_of_the_table_is_meant(tmp_path):
     for split in ("test", "train"):
         with zipfile.ZipFile(tmp_path / f"{split}.zip", "w") as archive:
             for i in range(12): archive.writestr(f"{i}.png", png(i))
-    assert read(tmp_path).source.root == tmp_path / "train.zip"
+    assert read(tmp_path).items.location[0] == "train.zip/0.png"
+
+
+def test_images_in_several_archives(tmp_path):
+    write(tmp_path, {"metadata.csv": csv("image,label", "{i},{c}")})
+    for part in range(2):
+        with zipfile.ZipFile(tmp_path / f"part_{part}.zip", "w") as archive:
+            for i in range(6): archive.writestr(f"{6 * part + i}.png", png(i))
+    dataset = read(tmp_path)
+    assert len(dataset) == 12 and dataset.items.location[6] == "part_1.zip/6.png"
+    assert np.array_equal(dataset.images(8)[:6], dataset.images(8)[6:])
 
 
 def test_images_in_an_archive_beside_the_table(tmp_path):
@@ -268,7 +276,7 @@ def test_images_in_an_archive_beside_the_table(tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for i in range(12): archive.writestr(f"photos/{i}.png", png(i))
     dataset = read(tmp_path)
-    assert len(dataset) == 12 and "0.png is photos/0.png in photos.zip" in decisions(dataset)
+    assert len(dataset) == 12 and "0.png is photos.zip/photos/0.png" in decisions(dataset)
 
 
 # Which table
@@ -324,6 +332,16 @@ def test_lists_of_the_images_of_each_split(tmp_path):
         dataset = read(tmp_path)
         assert labels_of(dataset) == ["cat"] * 4 + ["dog"] * 4 + ["cat"] * 2 + ["dog"] * 2
         assert list(dataset.items.split) == ["train"] * 8 + ["test"] * 4
+
+
+def test_a_table_of_groups_beside_class_folders(tmp_path):
+    files = {f"{label}/{i}.jpg": None for label in ("cat", "dog") for i in range(6)}
+    rows = "\n".join(f"{name},P{i // 2},{'train' if i % 6 else 'test'}" for i, name in enumerate(files))
+    dataset = read(tmp_path, files | {"patients.csv": "file,patient_id,split\n" + rows})
+    assert labels_of(dataset) == ["cat"] * 6 + ["dog"] * 6 and set(dataset.items.split) == {"train", "test"}
+    assert dataset.reading.offered_groups == ("patient_id",)
+    assert "labels: the folder of each image" in decisions(dataset)
+    assert read(tmp_path, group_column="patient_id").items.group.nunique() == 6
 
 
 def test_a_table_with_clear_labels_goes_before_others(tmp_path):

@@ -41,8 +41,8 @@ def show_reading(
     dataset: "Dataset",
 ):
     "Print how a data set was read, and what is to be looked at."
-    said = {"How it was read": dataset.reading.decisions, "Look at this": dataset.reading.remarks}
-    for title, sentences in said.items():
+    found = {"How it was read": dataset.reading.decisions, "Look at this": dataset.reading.remarks}
+    for title, sentences in found.items():
         lines = [f"  {as_flags(sentence)}" for sentence in sentences]
         if lines: print(title, *lines, "", sep="\n")
 

@@ -90,8 +90,8 @@ class Reading:
     def table(self) -> "pd.DataFrame":  # columns what, sentence
         "Return all that was said, a row a sentence."
         import pandas as pd
-        said = {"read": self.decisions, "look at": self.remarks}
-        rows = [(what, sentence) for what, sentences in said.items() for sentence in sentences]
+        rows = [("read", sentence) for sentence in self.decisions]
+        rows += [("look at", sentence) for sentence in self.remarks]
         rows += [("offered as group_column", column) for column in self.offered_groups]
         return pd.DataFrame(rows, columns=["what", "sentence"])
 

@@ -115,7 +115,7 @@ BINARY = "classes: [yes, no], positive: yes, n: 300"
     ("matrix: [[90, 10], [40, 160]], scores: {sensitivity: .80, specificity: .90}", "sensitivity .80 (0.9), specific"),
     ("matrix: [[90, 10], [40, 160]], scores: {balanced accuracy: .833}", "balanced accuracy .833 (0.85)"),
     ("scores: {accuracy: 95.5, sensitivity: 90.1, specificity: 92.5}", "accuracy 95.5; sensitivity 90.1 and"),
-    ("scores: {balanced accuracy: .95, sensitivity: .9, specificity: .9}", "balanced accuracy .95; sensitivity"),
+    ("scores: {balanced accuracy: .95, sensitivity: .90, specificity: .90}", "balanced accuracy .95; sensitivity"),
     ("scores: {recall: .92, sensitivity: .90}", "recall .92 and sensitivity .90 are the same number"),
     ("scores: {specificity: .92}, per class: {yes: ['-', .80, '-', 100], no: ['-', .90, '-', 200]}",
      "specificity .92 and recall of no .90 are the same number"),

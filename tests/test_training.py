@@ -645,7 +645,8 @@ def own_network(factor=2, forward=None, frozen=False):
 
 
 @pytest.mark.parametrize("change, named", [
-    ({"factor": 3}, "start"), ({"forward": torch.tanh}, "start"), ({"frozen": True}, "frozen")], ids=str)
+    ({"factor": 3}, "start"), ({"forward": torch.tanh}, "start"), ({"frozen": True}, "frozen")],
+    ids=["settings", "code", "frozen"])
 def test_code_settings_and_frozen_weights_of_an_own_network_are_in_the_key(colored, change, named):
     recipe, split = Recipe(image_size=16), Split.holdout(colored)
     key = training_key(own_network(), recipe, colored, split)

@@ -23,7 +23,7 @@ from .runtime import map_blocks
 from .splitting import assign_groups, torn_groups
 
 # %% auto #0
-__all__ = ['LOOKS', 'SPLITS', 'index_classes', 'Dataset', 'Check', 'look_at_image', 'describe_pixels', 'check_images', 'Split',
+__all__ = ['LOOKS', 'index_classes', 'Dataset', 'Check', 'look_at_image', 'describe_pixels', 'check_images', 'Split',
            'assign_splits']
 
 # %% ../nbs/01_data.ipynb #0a8f91a7
@@ -397,9 +397,6 @@ def _separation(splits, groups, what, advice=""):
             f"({torn.sum()} images), so scores may be too high{advice}"]
 
 # %% ../nbs/01_data.ipynb #6d48e0dc
-SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-          "validation": "validation", "test": "test"}  # what publishers write: what we write
-
 @dataclass
 class Split:
     "Which image is where: in train, validation or test, or in fold 0 to k - 1."

@@ -1,7 +1,8 @@
 """Splits are even, never separate a group, and use what came with the data; near duplicates are found and counted."""
 
 import warnings
-from dataclasses import replace
+from argparse import Namespace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from course_ml.data_commands import check_command, training_data
 from course_ml.duplicates import duplicate_pairs, linked_groups, linking_pairs, near_pairs
 from course_ml.launching import train_from_command_line
 from course_ml.readers import read_dataset
-from course_ml.reading import Reading
+from course_ml.reading import Reading, ReadOptions
 from course_ml.splitting import assign_groups, torn_groups
 
 HOLDOUT = [0.7, 0.15, 0.15]
@@ -271,6 +272,11 @@ def published(tmp_path):
     return tmp_path
 
 
+def options(**own):
+    "The options of a command, those of reading empty."
+    return Namespace(**asdict(ReadOptions()), group_duplicates="none", **own)
+
+
 def seed_of(name, label, i):
     return 1000 * len(name) + 100 * (label == "cat") + i
 
@@ -282,7 +288,7 @@ def draw(seed):
 
 def test_train_keeps_the_given_test_set(published):
     for fold in ("", "1/3"):
-        dataset, split, _ = training_data(str(published), fold)
+        dataset, split, _ = training_data(options(data=str(published), fold=fold))
         assert sorted(dataset.items.id.iloc[split.rows("test")]) == sorted(i for i in dataset.items.id if i[:5] == "test/")
         assert len(split.rows("test")) == 13 and "test came with the data" in split.how
 
@@ -302,11 +308,10 @@ def test_the_launcher_keeps_the_given_test_set(published, tmp_path, monkeypatch)
 
 
 def test_check_says_how_many_duplicates_a_split_separates(published, capsys):
-    from argparse import Namespace
-    check_command(Namespace(path=str(published)))
+    check_command(options(path=str(published)))
     said = capsys.readouterr().out
     assert "Split: test came with the data; train is split into 82% train, 18% validation, seed 0" in said
-    assert "Note: 1 of 1 groups of duplicates are in more than one split (2 images)" in said
+    assert "1 of 1 groups of duplicates are in more than one split (2 images)" in said
 
 
 def test_duplicates_stay_together_when_asked(tmp_path):

@@ -1559,7 +1559,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'course_ml.readers._refuse': ('library/readers.html#_refuse', 'course_ml/readers.py'),
                                    'course_ml.readers._say_alike': ('library/readers.html#_say_alike', 'course_ml/readers.py'),
                                    'course_ml.readers._say_files': ('library/readers.html#_say_files', 'course_ml/readers.py'),
-                                   'course_ml.readers._say_gaps': ('library/readers.html#_say_gaps', 'course_ml/readers.py'),
                                    'course_ml.readers._say_images': ('library/readers.html#_say_images', 'course_ml/readers.py'),
                                    'course_ml.readers._say_left_out': ('library/readers.html#_say_left_out', 'course_ml/readers.py'),
                                    'course_ml.readers._say_no_class': ('library/readers.html#_say_no_class', 'course_ml/readers.py'),

@@ -177,7 +177,7 @@ def _say_images(images):
     "How many images there are, and the first."
     return f"{number_of(len(images), 'image')}, e.g. {listed(map(clean_path, images), 2)}"
 
-NAME_AND_NUMBER = r"^(\D+?)[ ._-]*\d+\.\w+$"
+NAME_AND_NUMBER = "^([^0-9]+?)[ ._-]*[0-9]+[.][a-zA-Z0-9]+$"
 
 def _suggest_pattern(images):
     "A pattern that may read the classes from names such as cat.0.jpg; an empty string where it finds no few classes."
@@ -192,7 +192,7 @@ def _finish(dataset, options):
     dataset = _with_clean_classes(dataset)
     if options.leave_out: dataset = _leave_out(dataset, options.leave_out)
     _check_classes(dataset)
-    return replace(dataset, reading=dataset.reading.remark(*_say_alike(dataset.classes), *_say_gaps(dataset)))
+    return replace(dataset, reading=dataset.reading.remark(*_say_alike(dataset.classes)))
 
 def _with_clean_classes(dataset):
     "The data set with names of classes in Unicode's form NFC, without spaces around them; equal ones become one."
@@ -215,16 +215,6 @@ def _say_alike(classes):
     for _, names in pd.Series(classes).groupby([name.casefold() for name in classes]):
         if len(names) < 2: continue
         yield f"the classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
-
-def _say_gaps(dataset):
-    "A remark for the classes that are missing in a split."
-    if "split" not in dataset.items: return
-    present = pd.crosstab(dataset.labels, dataset.items.split).reindex(range(len(dataset.classes)), fill_value=0) > 0
-    for split in ("train", "validation", "test"):
-        missing = [repr(dataset.classes[label]) for label in present.index[~present[split]]] if split in present else []
-        if not missing: continue
-        what = "no model can learn" if split == "train" else "is not measured there"
-        yield f"{split} has no image of {listed(missing)}, which {what}"
 
 # %% ../nbs/library/readers.ipynb #rs000015
 def names_in_list(

@@ -48,14 +48,16 @@ def weights_file(
     "Return the file with a network's weights. Raises `FileNotFoundError` for one that is not there."
     if weights in ("none", "hub"): return None
     file = packaged_weights(name) if weights == "packaged" else Path(weights)
-    if file.exists(): return file
+    if file.is_file(): return file
     raise FileNotFoundError(f"weights: there is no file {file}; give its path, 'packaged', 'hub' or 'none'")
 
 # %% ../nbs/library/backbones.ipynb #9df6a184
 def _load_strictly(network, file, name, without=()):
     "Load weights: all of them, and no others but those of the layers `without`."
     from timm.models import load_state_dict
-    state = load_state_dict(str(file), weights_only=True)
+    try: state = load_state_dict(str(file), weights_only=True)
+    except Exception as error:  # each kind of file and of damage has its own
+        raise ValueError(f"weights: {file} is no file of weights: {type(error).__name__} {str(error)[:100]}") from None
     without = (without,) if isinstance(without, str) else without
     layers = tuple(f"{layer}." for layer in without)
     state = {key: value for key, value in state.items() if not key.startswith(layers)}
@@ -152,7 +154,7 @@ def timm_backbone(
     "Return a timm network without its last layer. Raises `ValueError` for an unknown name or weights that do not fit."
     import timm
     if not timm.is_model(name):
-        raise ValueError(f"timm has no {name!r}; {did_you_mean(name, timm.list_models(f'*{name[:5]}*'))}")
+        raise ValueError(f"backbone: timm has no {name!r}; {did_you_mean(name, timm.list_models())}")
     file = weights_file(name, weights)
     try: network = timm.create_model(name, pretrained=weights == "hub", num_classes=0)
     except (RuntimeError, OSError) as error: raise _not_fetched(name, error) from None
@@ -171,7 +173,7 @@ def torchvision_backbone(
     "Return a torchvision network without its last layers. Raises `ValueError` as `timm_backbone` does."
     from torchvision import models
     if name not in (known := models.list_models(models)):
-        raise ValueError(f"torchvision has no {name!r}; {did_you_mean(name, known)}")
+        raise ValueError(f"backbone: torchvision has no {name!r}; {did_you_mean(name, known)}")
     file = weights_file(f"torchvision:{name}", weights)
     try: network = models.get_model(name, weights="DEFAULT" if weights == "hub" else None)
     except OSError as error: raise _not_fetched(name, error) from None

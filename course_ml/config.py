@@ -19,12 +19,13 @@ from .runtime import did_you_mean
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'PREPROCESSING', 'LAYERS', 'HEAD_LAYERS', 'FREEZING', 'CHOICES', 'RANGES', 'PARTS', 'CNN_NAMES',
-           'NETWORK_CONTRADICTIONS', 'SCHEDULE_CONTRADICTIONS', 'KERAS_CONTRADICTIONS', 'CONTRADICTIONS', 'RENAMED',
-           'Range', 'within', 'Part', 'Augmentation', 'Movement', 'Flip', 'VerticalFlip', 'Rotation', 'Zoom', 'Crop',
-           'Brightness', 'ColorJitter', 'TrivialAugment', 'RandomAugment', 'Erase', 'Preprocessing', 'Grayscale',
-           'CircularMask', 'BlurredPeriphery', 'HighPass', 'BackgroundRemoval', 'Layer', 'Conv', 'Pool', 'Flatten',
-           'GlobalAverage', 'Dense', 'Dropout', 'BatchNorm', 'Freezing', 'TrainAll', 'HeadOnly', 'HeadFirst',
-           'Unfreeze', 'parse_spec', 'parse_specs', 'Contradiction', 'check_fields', 'Recipe', 'read_changes']
+           'NETWORK_CONTRADICTIONS', 'SCHEDULE_CONTRADICTIONS', 'KERAS_CONTRADICTIONS', 'BATCH_CONTRADICTIONS',
+           'CONTRADICTIONS', 'RENAMED', 'Range', 'within', 'Part', 'Augmentation', 'Movement', 'Flip', 'VerticalFlip',
+           'Rotation', 'Zoom', 'Crop', 'Brightness', 'ColorJitter', 'TrivialAugment', 'RandomAugment', 'Erase',
+           'Preprocessing', 'Grayscale', 'CircularMask', 'BlurredPeriphery', 'HighPass', 'BackgroundRemoval', 'Layer',
+           'Conv', 'Pool', 'Flatten', 'GlobalAverage', 'Dense', 'Dropout', 'BatchNorm', 'Freezing', 'TrainAll',
+           'HeadOnly', 'HeadFirst', 'Unfreeze', 'parse_spec', 'parse_specs', 'Contradiction', 'check_fields', 'Recipe',
+           'read_changes']
 
 # %% ../nbs/library/configuration.ipynb #ad9045ba
 @dataclass(frozen=True)
@@ -394,7 +395,8 @@ SCHEDULE_CONTRADICTIONS = (
                   "the schedule {r.schedule!r} has no warm-up of its own length; set it to 0"),
     Contradiction(("warmup_epochs", "epochs"), lambda r: r.warmup_epochs > r.epochs,
                   "a warm-up of {r.warmup_epochs:g} epochs does not fit into {r.epochs}; use fewer"),
-    Contradiction(("freeze", "epochs"), lambda r: isinstance(r.freeze, HeadFirst) and r.freeze.epochs >= r.epochs,
+    Contradiction(("freeze", "epochs"),
+                  lambda r: r.freeze != HeadOnly() and r.freeze.trainable_blocks(r.epochs - 1, 2) < 2,
                   "'{r.freeze}' leaves no epoch of {r.epochs} for the backbone; use more epochs, or 'backbone'"),
 )
 
@@ -428,7 +430,20 @@ KERAS_CONTRADICTIONS = (
     _keras_cannot("focal_gamma", lambda r: r.focal_gamma and r.label_smoothing,
                   "Keras's focal loss smooths what it weighs, torch's does not; set label_smoothing to 0"),
 )
-CONTRADICTIONS = NETWORK_CONTRADICTIONS + SCHEDULE_CONTRADICTIONS + KERAS_CONTRADICTIONS
+
+BATCH_CONTRADICTIONS = (
+    Contradiction(("batch_size", "mixup", "cutmix"), lambda r: r.batch_size == 1 and (r.mixup or r.cutmix),
+                  "mixup and cutmix mix an image with another of its batch; use 2 or more"),
+    Contradiction(("batch_size", "head"), lambda r: r.batch_size == 1 and BatchNorm() in r.head,
+                  "'batch norm' in the head needs the mean of a batch; use 2 or more"),
+    Contradiction(("patience", "schedule", "monitor"),
+                  lambda r: r.schedule == "plateau" and r.monitor == "loss" and 0 < r.patience <= 3,
+                  "the schedule 'plateau' lowers the rate after 3 epochs without improvement, and {r.patience} end the "
+                  "training; use 4 or more"),
+    Contradiction(("metadata",), lambda r: r.metadata in ("id", "location", "label"),
+                  "{r.metadata!r} is no metadata: it names the image, or is the class that is to be predicted"),
+)
+CONTRADICTIONS = NETWORK_CONTRADICTIONS + SCHEDULE_CONTRADICTIONS + KERAS_CONTRADICTIONS + BATCH_CONTRADICTIONS
 
 # %% ../nbs/library/configuration.ipynb #f6b6a2cc
 RENAMED = {
@@ -533,21 +548,30 @@ class Recipe:
     def from_yaml(cls,
         text: str,  # as `to_yaml` writes it; fields left out have their defaults
     ) -> Recipe:
-        "Read a recipe. Raises `ValueError` as the constructor does, and for what is no list of fields."
-        import yaml
-        fields = yaml.safe_load(text) or {}
-        if not isinstance(fields, dict):
-            raise ValueError(f"a recipe in YAML has lines FIELD: VALUE, not {text.strip()[:60]!r}")
-        return cls(**{str(name): _from_yaml(value) for name, value in fields.items()})
+        "Read a recipe. Raises `ValueError` as the constructor does, and for what is no list of fields, each once."
+        return cls(**{name: _from_yaml(name, value) for name, value in _read_fields(text).items()})
+
+def _read_fields(text):
+    "Return the fields that are written in YAML. Raises `ValueError` for what is no list of fields, each once."
+    import yaml
+    try: fields, tree = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"a recipe in YAML has lines FIELD: VALUE; this is no YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"a recipe in YAML has lines FIELD: VALUE, not {text.strip()[:60]!r}")
+    names = [name.value for name, _ in tree.value] if fields else []
+    if len(set(names)) < len(names):
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+    return {str(name): value for name, value in fields.items()}
 
 def _as_written(value):
     "Return the value of a field as YAML holds it."
     if isinstance(value, tuple): return [str(part) for part in value]
     return str(value) if isinstance(value, Part) else value
 
-def _from_yaml(value):
-    "Return a value of YAML, which takes a number without a point, such as 5e-4, for a string."
-    return _read_number(value) if isinstance(value, str) else value
+def _from_yaml(name, value):
+    "Return a field's value from YAML, which takes a number without a point, such as 5e-4, for a string."
+    return _read_number(value) if isinstance(value, str) and name in RANGES else value
 
 # %% ../nbs/library/configuration.ipynb #3278d1cc
 def read_changes(
@@ -567,7 +591,7 @@ def read_changes(
 def _read_yaml(field, value):
     "Return a value written in YAML."
     import yaml
-    try: return _from_yaml(yaml.safe_load(value))
+    try: return _from_yaml(field, yaml.safe_load(value))
     except yaml.YAMLError:
         example = "epochs=5 or augment='[flip, rotation 20]'"
         raise ValueError(f"{field}: {value!r} is no YAML; write e.g. {example}") from None

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from .backbones import weights_file
 from .config import Recipe
 from .data import Dataset, Split
 from .executors import failures, follow, submit
@@ -96,7 +97,7 @@ def cross_validation_key(
     "Return everything that decides the results of all folds."
     packages = KERAS_PACKAGES if recipe.framework == "keras" else TORCH_PACKAGES
     metadata = dataset.column_hash(recipe.metadata) if recipe.metadata else None
-    weights = Path(recipe.weights) if Path(recipe.weights).is_file() else recipe.weights  # a file by its content
+    weights = weights_file(recipe.backbone, recipe.weights) or recipe.weights  # a file counts by its content
     return make_key(["experiment"], packages, recipe=recipe.to_dict(), data=dataset.fingerprint, split=split.hash,
                     metadata=metadata, weights=weights)
 
@@ -307,7 +308,8 @@ def predict_out_of_fold(
     for fold, run in enumerate(cross_validation.runs):
         rows = split.rows("validation", fold)
         probabilities = predict_images(run, dataset, rows, tta)
-        folds.append(Predictions.make(dataset, rows, probabilities, "validation", fold, run.predictions.key))
+        key = content_hash(run.info["key"], list(tta), dataset.fingerprint)
+        folds.append(Predictions.make(dataset, rows, probabilities, "validation", fold, key))
     return _join(folds, split.ids)
 
 # %% ../nbs/07_crossval.ipynb #74569393

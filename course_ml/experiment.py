@@ -5,6 +5,7 @@
 # %% ../nbs/library/experiment.ipynb #c5236836
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from .config import HeadOnly, Recipe
 from .data import Dataset, Split
 from .features import frozen_features
-from .fitting import fit
+from .fitting import fit, load_run
 from .predictions import Predictions
 from .provenance import KERAS_PACKAGES, TORCH_PACKAGES, keyed_folder, make_key
 from .runs import Run, weights_hash
@@ -165,8 +166,9 @@ def _test_key(run, dataset, split):
     return make_key(modules, packages, run=run.info["key"], data=dataset.fingerprint, split=split.hash)
 
 def _predict(run, dataset, rows):
-    "Return the probabilities for some images that the run was given; of a run without its model, it is loaded."
+    "Return the probabilities for some images, always with the run's best weights; without a model, it is loaded."
     if run.model is None: return predict_images(run, dataset, rows)
-    if run.recipe.framework == "torch": return predict(run.model, run.inputs, rows)
-    from course_ml.keras_training import predict_keras
-    return predict_keras(run.model, run.inputs, rows)
+    if run.recipe.framework == "torch":  # a copy: the model itself may have been trained further since
+        return predict(load_run(run, copy.deepcopy(run.model), run.inputs).model, run.inputs, rows)
+    from course_ml.keras_training import best_weights, predict_keras
+    with best_weights(run): return predict_keras(run.model, run.inputs, rows)

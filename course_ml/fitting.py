@@ -291,8 +291,9 @@ def training_key(
 ) -> Key:
     "Return the key of a training in torch."
     inputs = decisive_inputs(recipe, dataset, split, fold, model_hash(model), inputs)
-    return make_key(["transfer", "fitting"], TORCH_PACKAGES, **inputs, device=choose_device(), processes=processes,
-                    computed=asdict(choice) if choice else None)
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    return make_key(["transfer", "fitting"], TORCH_PACKAGES, **inputs, frozen=frozen, device=choose_device(),
+                    processes=processes, computed=asdict(choice) if choice else None)
 
 # %% ../nbs/library/fitting.ipynb #5e55f8dc
 CHECKPOINT_SECONDS = float(os.environ.get("COURSE_ML_CHECKPOINT_SECONDS", 5))  # shortest time between checkpoints

@@ -5,7 +5,9 @@
 # %% ../nbs/02b_keras.ipynb #de14d158
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
 import math
 import shutil
 import time
@@ -48,12 +50,13 @@ from .runs import Run, decisive_inputs
 from .runtime import Progress
 from .training import class_weights, epoch_batches, lr_factor
 from .transforms import CROP_RATIO, mix_batch, prepare_images
+from .user_code import code_of
 
 # %% auto #0
 __all__ = ['keras', 'HISTORY', 'keras_application', 'build_keras_model', 'augmentation_layer', 'crop_keras', 'augment_keras',
            'KerasBatches', 'TrainingBatches', 'keras_optimizer', 'keras_loss', 'KerasSchedule', 'keras_lr',
            'ProgressCallback', 'SeedEpoch', 'Checkpoint', 'probabilities_of_batch', 'predict_keras', 'fit_keras',
-           'keras_key', 'load_keras_model', 'keras_callbacks', 'compile_keras']
+           'keras_key', 'load_keras_model', 'best_weights', 'keras_callbacks', 'compile_keras']
 
 # %% ../nbs/02b_keras.ipynb #aad613a7
 keras = load_keras()
@@ -415,9 +418,33 @@ def keras_key(
     fold: int = 0,  # which fold validates
 ) -> Key:
     "Return the key of a training in Keras: everything that decides its result."
-    start = content_hash([type(layer).__name__ for layer in model.layers], model.get_weights())
+    layers = _layers(model)
+    start = content_hash(_config(model, layers), code_of([type(layer) for layer in layers]), model.get_weights())
     inputs = decisive_inputs(recipe, dataset, split, fold, start)
     return make_key(["keras_training"], KERAS_PACKAGES, **inputs)
+
+def _layers(model):
+    "Return a model and all layers in it."
+    inner = [_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers]
+    return [model, *(layer for layers in inner for layer in layers)]
+
+def _config(model, layers):
+    "Return how a model is built, its layers numbered: their names depend on what was built before."
+    config = json.loads(json.dumps(model.get_config(), default=repr))
+    names = dict.fromkeys([layer.name for layer in layers] + list(_operations(config)))
+    numbers = {name: str(number) for number, name in enumerate(names)}
+    def numbered(value):
+        if isinstance(value, dict): return {name: numbered(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)): return [numbered(item) for item in value]
+        return numbers.get(value, value) if isinstance(value, str) else value
+    return numbered(config)
+
+def _operations(config):
+    "Give the names of what is no layer of the model, but in its configuration: inputs, a division between layers."
+    if isinstance(config, dict) and ("inbound_nodes" in config or config.get("class_name") == "InputLayer"):
+        yield config["config"]["name"]
+    inside = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    for item in inside: yield from _operations(item)
 
 def load_keras_model(
     run: Run,  # finished, of framework keras
@@ -427,6 +454,16 @@ def load_keras_model(
     model = build_keras_model(run.recipe, classes)
     model.load_weights(run.folder / "best.weights.h5")
     return model
+
+@contextlib.contextmanager
+def best_weights(
+    run: Run,  # finished, with its model
+):
+    "Give the model of a run its best weights in a block; afterwards it has its own again, e.g. of a later training."
+    own = run.model.get_weights()
+    run.model.load_weights(run.folder / "best.weights.h5")
+    try: yield
+    finally: run.model.set_weights(own)
 
 def _weights_info(recipe):
     "Return which weights a recipe starts from: their name, and the SHA-256 of a file."

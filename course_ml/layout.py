@@ -70,7 +70,7 @@ def _split_level(folders, by_name):
         splits = splits_of(names)
         if len(set(splits.values())) < 2: continue
         if level == 0: found = _are_splits(folders, names, splits, by_name)
-        else: found = len(splits) == len(names) and _side_by_side(folders, level, splits)
+        else: found = _side_by_side(folders, level, splits)
         if found: return level, splits
     return -1, {}
 
@@ -90,11 +90,12 @@ def _any_shared(sets):
     return any(count > 1 for count in Counter(name for names in sets for name in names).values())
 
 def _side_by_side(folders, level, splits):
-    "Whether one folder has two different splits in it."
+    "Whether at least half of the folders above have two different splits in them."
     inside = {}
     for folder in folders:
-        if len(folder) > level: inside.setdefault(folder[:level], set()).add(splits[folder[level]])
-    return any(len(names) > 1 for names in inside.values())
+        if len(folder) < level: continue
+        inside.setdefault(folder[:level], set()).add(splits.get((*folder, "")[level]))
+    return 2 * sum(len(found - {None}) > 1 for found in inside.values()) >= len(inside)
 
 # %% ../nbs/library/layout.ipynb #ly000014
 PLAIN_NAMES = {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "jpg", "jpeg", "png", "data",
@@ -117,7 +118,7 @@ def _says_nothing(name):
 def _place(rest, split="", split_folder=""):
     "The place of images in folders `rest`, of which the first is the class."
     if not rest: return Place("", split, NO_CLASS, split_folder)
-    return Place(rest[0].strip(), split, "", split_folder, "/".join(rest[1:]))
+    return Place(rest[0].strip() or rest[0], split, "", split_folder, "/".join(rest[1:]))
 
 def _by_top(folders):
     "What is inside each folder at the top; () stands for images directly in it."
@@ -147,7 +148,7 @@ def _inside_split(name, inside, split):
 
 def _split_below(folder, level, splits):
     "The place of images where the split is a folder inside the class folder."
-    if len(folder) <= level: return Place(reason=NO_SPLIT)
+    if len(folder) <= level or folder[level] not in splits: return Place(reason=NO_SPLIT)
     return _place(folder[:level] + folder[level + 1:], splits[folder[level]], folder[level])
 
 # %% ../nbs/library/layout.ipynb #ly000016
@@ -192,8 +193,8 @@ def place_folders(
     rests = set(inner.values())
     if by_name: places = {rest: _only_split(rest, level, splits) for rest in rests}
     elif level == 0: places = _splits_first(rests, splits)
-    elif level > 0: places = {rest: _split_below(rest, level, splits) for rest in rests}
     elif name := _only_with_splits(rests): places = _inside_one(name, rests)
+    elif level > 0: places = {rest: _split_below(rest, level, splits) for rest in rests}
     else: places = _without_splits(rests)
     return {folder: places[rest] for folder, rest in inner.items()}
 

@@ -61,6 +61,7 @@ def named_files(
     root: Path,  # the folder that holds reports/
 ) -> dict[str, str]:  # path, as seen from root -> digest of its content
     "Return the files and folders that a parameter names."
+    if isinstance(value, dict): value = list(value.values())
     if isinstance(value, (list, tuple)):
         return {path: digest for item in value for path, digest in named_files(item, root).items()}
     return {_from_root(value, root): path_digest(value)} if _is_path(value) else {}
@@ -72,6 +73,8 @@ def _is_path(value):
 def _from_root(value, root):
     "Return a value, with the paths in it as seen from `root`."
     if isinstance(value, (list, tuple)): return [_from_root(item, root) for item in value]
+    if isinstance(value, dict):
+        return {name: _from_root(item, root) for name, item in value.items()}
     return os.path.relpath(value, root) if _is_path(value) else value
 
 def report_key(

@@ -14,11 +14,11 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 # %% auto #0
 __all__ = ['SCORES', 'LOWER_IS_BETTER', 'confusion', 'wilson_interval', 'f1_interval', 'bootstrap_weights', 'weighted_sum',
-           'weighted_mean', 'top_k_accuracy', 'bootstrap_scores', 'percentile_interval', 'bootstrap_interval',
-           'class_counts', 'class_average', 'class_rows', 'class_averages', 'per_class', 'class_auc', 'auc', 'log_loss',
-           'confidence_bins', 'calibration_table', 'calibration_error', 'reflected_interval', 'score_names',
-           'all_scores', 'undefined_reason', 'summary', 'matching_rows', 'mcnemar_p_value', 'mcnemar',
-           'difference_scores', 'bootstrap_difference', 'better_model', 'compare']
+           'weighted_mean', 'top_k_accuracy', 'no_interval_reason', 'bootstrap_scores', 'percentile_interval',
+           'bootstrap_interval', 'class_counts', 'class_average', 'class_rows', 'class_averages', 'per_class',
+           'class_auc', 'auc', 'log_loss', 'confidence_bins', 'calibration_table', 'calibration_error',
+           'reflected_interval', 'score_names', 'all_scores', 'undefined_reason', 'summary', 'matching_rows',
+           'mcnemar_p_value', 'mcnemar', 'difference_scores', 'bootstrap_difference', 'better_model', 'compare']
 
 # %% ../nbs/05_metrics.ipynb #99ef91dd
 def confusion(
@@ -96,13 +96,23 @@ def top_k_accuracy(
     return weighted_mean((named == predictions.y_true[:, None]).any(axis=1).astype(float), weights)
 
 # %% ../nbs/05_metrics.ipynb #c76d0e05
+def no_interval_reason(
+    predictions,  # Predictions of n images
+) -> str:  # empty where the images can be resampled
+    "Return the reason why the bootstrap gives no interval."
+    single = np.bincount(predictions.y_true).max(initial=0) == 1
+    return "undefined: every class has a single image, so there is nothing to resample" if single else ""
+
+
 def bootstrap_scores(
     statistic,  # function of predictions and weights (resamples x n) that returns (resamples, ...)
     predictions,  # Predictions of n images
     resamples: int = 1000,  # number of resamples
     seed: int = 0,  # of the random numbers
 ) -> np.ndarray:  # (resamples, ...)
-    "Return the statistic of every resample of the stratified bootstrap."
+    "Return the statistic of every resample of the stratified bootstrap; NaN where there is nothing to resample."
+    if no_interval_reason(predictions):
+        return statistic(predictions, np.ones((1, len(predictions)))) * np.nan
     blocks = bootstrap_weights(predictions.y_true, resamples, seed)
     return np.concatenate([statistic(predictions, weights) for weights in blocks])
 
@@ -143,12 +153,12 @@ def class_average(
     average: str = "macro",  # "macro": classes count the same; "weighted": by their number of images
     zero_division: float = 0.0,  # value of 0/0; NaN leaves the class out
 ):
-    "Return precision, recall or F1 averaged over the classes, between 0 and 1."
+    "Return precision, recall or F1 averaged over the classes that have images, between 0 and 1."
     positives, true, predicted = class_counts(predictions, weights)
     ratios = {"precision": (positives, predicted), "recall": (positives, true), "F1": (2 * positives, true + predicted)}
     above, below = ratios[score]
     values = np.divide(above, below, out=np.full_like(positives, zero_division), where=below > 0)
-    counts = np.where(np.isnan(values), 0, true if average == "weighted" else 1)
+    counts = np.where(np.isnan(values), 0, true if average == "weighted" else true > 0)
     total = counts.sum(axis=-1)
     undefined = np.full_like(total, np.nan, dtype=float)
     return np.divide(np.nansum(values * counts, axis=-1), total, out=undefined, where=total > 0)
@@ -280,7 +290,7 @@ def reflected_interval(
 SCORES = {
     "top-1 accuracy": top_k_accuracy,
     "top-5 accuracy": partial(top_k_accuracy, k=5),
-    "mean per-class accuracy": partial(class_average, score="recall", zero_division=np.nan),
+    "mean per-class accuracy": partial(class_average, score="recall"),
     "macro precision": partial(class_average, score="precision"),
     "macro recall": partial(class_average, score="recall"),
     "macro F1": partial(class_average, score="F1"),
@@ -334,6 +344,8 @@ def summary(
         table.loc[name, ends] = *wilson_interval(table.loc[name, "value"] * n, n), "Wilson"
     low, high = reflected_interval(scores[:, -1], values[-1])
     table.loc["calibration error", ends] = np.clip(low, 0, values[-1]), max(high, values[-1]), "bootstrap, reflected"
+    if reason := no_interval_reason(predictions):
+        table.loc[names[names.index("mean per-class accuracy"):], "interval"] = reason
     if reason := undefined_reason(predictions):
         table.loc["AUC", "interval"] = reason
     return table
@@ -417,10 +429,11 @@ def bootstrap_difference(
     statistic=top_k_accuracy,  # function of predictions and weights
     resamples: int = 1000,  # number of resamples
     seed: int = 0,  # of the resamples
-) -> dict:  # value, low, high, n
+) -> dict:  # value, low, high, n, and reason: why there is no interval, else empty
     "Return the statistic of b minus that of a with its 95 % percentile interval (paired, stratified bootstrap)."
     low, high = percentile_interval(difference_scores(a, b, statistic, resamples, seed))
-    return {"value": float(statistic(b) - statistic(a)), "low": float(low), "high": float(high), "n": len(a)}
+    value, reason = float(statistic(b) - statistic(a)), no_interval_reason(a)
+    return {"value": value, "low": float(low), "high": float(high), "n": len(a), "reason": reason}
 
 # %% ../nbs/05_metrics.ipynb #33949c28
 def better_model(

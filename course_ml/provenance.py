@@ -14,21 +14,25 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sqlite3
 import sys
+import sysconfig
 import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 # %% auto #0
 __all__ = ['IMAGE_PACKAGES', 'TORCH_PACKAGES', 'KERAS_PACKAGES', 'METRIC_PACKAGES', 'ALL_PACKAGES', 'cache_folder', 'atomic_path',
            'write_json', 'read_json', 'content_hash', 'derive_seed', 'file_digests', 'file_digest', 'path_digest',
-           'code_hash', 'package_folder', 'imported_modules', 'used_modules', 'package_versions', 'Key', 'make_key',
-           'holder', 'lock', 'claim', 'keyed_folder', 'run_folder', 'CacheError', 'cached_file']
+           'code_hash', 'package_folder', 'imported_modules', 'is_installed', 'own_modules', 'used_modules',
+           'package_versions', 'Key', 'make_key', 'holder', 'lock', 'claim', 'keyed_folder', 'run_folder', 'CacheError',
+           'cached_file']
 
 # %% ../nbs/library/provenance.ipynb #00000005
 def cache_folder() -> Path:
@@ -240,14 +244,23 @@ def _parse(source):
     return _Magics().visit(ast.parse(TransformerManager().transform_cell(source)))
 
 class _Magics(ast.NodeTransformer):
-    "Puts the code that a magic runs, a string in IPython's translation, into the tree."
+    "Puts the code that a magic runs, strings in IPython's translation, into the tree."
     def visit_Call(self, node):
         self.generic_visit(node)
-        words = [getattr(argument, "value", None) for argument in node.args]
-        is_magic = getattr(node.func, "attr", "") in ("run_cell_magic", "run_line_magic")
-        if not is_magic or words[0] not in ("time", "timeit", "capture", "prun"): return node
-        with contextlib.suppress(SyntaxError): node.args[-1] = _parse(words[-1])
+        if getattr(node.func, "attr", "") not in ("run_cell_magic", "run_line_magic"):
+            return node
+        known = [getattr(argument, "value", "") for argument in node.args[:1]] in _PYTHON_MAGICS
+        parsed = [_parsed(argument) for argument in node.args[1:]]
+        if not known: node.args += [tree for tree in parsed if tree]
+        else: node.args[1:] = [tree or given for tree, given in zip(parsed, node.args[1:])]
         return node
+
+_PYTHON_MAGICS = [["time"], ["timeit"], ["capture"], ["prun"]]
+
+def _parsed(argument):
+    "Return the syntax tree of the code in a magic's argument; None where it is not Python."
+    try: return _parse(argument.value)
+    except (AttributeError, TypeError, SyntaxError): return None
 
 def _does_nothing(node):
     "Return whether a statement is a docstring, or gives `__all__` or `__version__` a value."
@@ -289,7 +302,7 @@ def _with_parents(name):
 
 @functools.lru_cache(maxsize=4096)
 def _imported_names(source, inside, root):
-    "Return every dotted name below the package `root` that code imports, as seen from its sub-package `inside`."
+    "Return every dotted name that code imports, as seen from the sub-package `inside` of the package `root`."
     try: nodes = list(ast.walk(_parse(source)))
     except SyntaxError: nodes = []
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
@@ -298,24 +311,70 @@ def _imported_names(source, inside, root):
         above = [root, *filter(None, inside.split("."))]
         module = ".".join([*above[:len(above) + 1 - node.level], node.module or ""] if node.level else [node.module])
         names += [f"{module.rstrip('.')}.{alias.name}" for alias in node.names]
-    return {name for name in names if name.split(".")[0] == root}
+    return set(names)
 
 def imported_modules(
     source: str,  # Python, or a notebook's cell
     inside: str = "",  # the sub-package that relative imports start from; "" for the package itself
 ) -> set[str]:  # e.g. {"data", "training"}; "__init__" for the package itself
     "Return which of the library's own modules code imports, with the packages that contain them."
-    dotted = _imported_names(source, inside, package_folder().name)
-    return {name for one in dotted for name in _with_parents(one.partition(".")[2]) if _module_file(name)}
+    root = package_folder().name
+    below = [name.partition(".")[2] for name in _imported_names(source, inside, root) if name.split(".")[0] == root]
+    return {name for one in below for name in _with_parents(one) if _module_file(name)}
+
+def is_installed(
+    file: str | Path,  # of a module
+) -> bool:
+    "Return whether a file belongs to Python or to an installed package."
+    python = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
+    return bool({"site-packages", "dist-packages"} & set(Path(file).parts)) or any(
+        Path(file).is_relative_to(folder) for folder in python)
+
+def _own_files(name):
+    "Return the files of a module or package of the user's own: name -> file; empty for another one."
+    spec = PathFinder.find_spec(name, [os.getcwd(), *sys.path])
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    places = folders or [Path(spec.origin)] if spec and (folders or spec.origin) else []
+    found = [(place.parent, place) for place in places if not is_installed(place)]
+    return {file.relative_to(root).as_posix(): file for root, place in found
+            for file in ([place] if place.suffix == ".py" else sorted(place.rglob("*.py")))}
+
+def _run_files(source):
+    "Return the files that `%run` runs in a cell: name -> file."
+    names = re.findall(r"^\s*%run\s+(?:-\w+\s+)*(\S+)", source, re.MULTILINE)
+    files = [Path(name + end) for name in names for end in ("", ".py")]
+    return {file.as_posix(): file for file in files if file.is_file()}
+
+def _code_in(file):
+    "Return the code of a Python file or of a notebook."
+    content = file.read_text(encoding="utf-8")
+    if file.suffix != ".ipynb": return content
+    return "\n".join("".join(cell["source"]) for cell in json.loads(content)["cells"] if cell["cell_type"] == "code")
+
+def own_modules(
+    sources,  # code, e.g. the cells of a notebook
+) -> dict[str, str]:  # file name, as code imports it or runs it -> its code
+    "Return the modules that code uses and that are neither of the library nor installed."
+    waiting, found = list(sources), {}
+    while waiting:
+        source = waiting.pop()
+        tops = {name.split(".")[0] for name in _imported_names(source, "", "")} - {package_folder().name, ""}
+        files = {name: file for top in sorted(tops) for name, file in _own_files(top).items()} | _run_files(source)
+        new = {name: _code_in(file) for name, file in files.items() if name not in found}
+        found |= new
+        waiting += new.values()
+    return found
 
 def used_modules(
     modules=(),  # names of the library's modules, e.g. ["training"]
     sources=(),  # code, e.g. the cells of a notebook
-) -> dict[str, str]:  # module -> hash of its code
+) -> dict[str, str]:  # module, or file of the user's own -> hash of its code
     "Return the modules that these modules and this code use, and all that these use. Raises `ValueError` for a name."
     unknown = [name for name in modules if not _module_file(name)]
     if unknown: raise ValueError(f"there is no module {unknown[0]!r}")
-    waiting, used = set().union(*map(_with_parents, modules), *map(imported_modules, sources)), {}
+    own = own_modules(sources)
+    imported = map(imported_modules, [*sources, *own.values()])
+    waiting, used = set().union(*map(_with_parents, modules), *imported), {}
     while waiting:
         if not (file := _module_file(name := waiting.pop())):
             continue  # a package without __init__.py
@@ -323,7 +382,7 @@ def used_modules(
         used[name] = code_hash(source)
         inside = name if file.name == "__init__.py" and name != "__init__" else name.rpartition(".")[0]
         waiting |= imported_modules(source, inside) - used.keys()
-    return dict(sorted(used.items()))
+    return dict(sorted({**used, **{name: code_hash(source) for name, source in own.items()}}.items()))
 
 # %% ../nbs/library/provenance.ipynb #00000025
 IMAGE_PACKAGES = ("numpy", "pillow", "pillow-heif")  # decoding and resizing

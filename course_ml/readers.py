@@ -196,7 +196,7 @@ def _finish(dataset, options):
 
 def _with_clean_classes(dataset):
     "The data set with names of classes in Unicode's form NFC, without spaces around them; equal ones become one."
-    names = [unicodedata.normalize("NFC", name).strip() for name in dataset.classes]
+    names = [unicodedata.normalize("NFC", name).strip() or name for name in dataset.classes]
     if names == dataset.classes: return dataset
     classes = list(dict.fromkeys(names))
     labels = np.array([classes.index(name) for name in names])[dataset.labels]

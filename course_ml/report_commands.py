@@ -159,7 +159,10 @@ def verify_command(options):
 def export_command(options):
     "Write a report as PDF, as a page with its code, or its tables in Markdown and LaTeX."
     from course_ml.pages import export_report
-    folder = Path(options.name) if Path(options.name).is_dir() else find_root() / "reports" / options.name
+    folder = Path(options.name)
+    if not folder.is_dir():
+        read_settings(options.name, find_root())  # refuses a name that is none
+        folder = find_root() / "reports" / options.name
     print(f"Written: {export_report(folder, options.file)}")
 
 def diff_command(options):

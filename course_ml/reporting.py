@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from .provenance import file_digest, write_json
 
 # %% auto #0
-__all__ = ['LARGEST_SVG', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table', 'latex_table',
-           'FullTable', 'Report']
+__all__ = ['ROUNDING', 'LARGEST_SVG', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table',
+           'latex_table', 'FullTable', 'Report']
 
 # %% ../nbs/11_reporting.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly: functions import them when they need them
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # they load slowly: functions import them when they need them
     import pandas
 
 # %% ../nbs/11_reporting.ipynb #00000006
+ROUNDING = 1e-9  # by which an end of an interval may miss its value
+
 def check_record(
     value: float | None,  # the score
     low: float | None,  # lower end of its 95 % interval
@@ -37,7 +39,7 @@ def check_record(
     missing = [name for name, number in numbers.items() if number is None]
     if missing and not reason:
         raise ValueError(f"{' and '.join(missing)} missing or not finite: give it, or say why with reason=")
-    if not missing and not numbers["low"] <= numbers["value"] <= numbers["high"]:
+    if not missing and not numbers["low"] - ROUNDING <= numbers["value"] <= numbers["high"] + ROUNDING:
         raise ValueError(f"low <= value <= high does not hold: {numbers}")
     record = {**numbers, "n": None if n is None else int(n), "seeds": [int(seed) for seed in seeds], "unit": unit}
     return {**record, "reason": reason} if reason else record

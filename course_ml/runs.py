@@ -27,6 +27,7 @@ from course_ml.provenance import (
     write_json,
 )
 from .runtime import machine_info
+from .user_code import code_of
 
 # %% auto #0
 __all__ = ['LAUNCHED', 'best_epoch', 'Run', 'weights_hash', 'model_hash', 'decisive_inputs']
@@ -126,11 +127,17 @@ def weights_hash(
     "Return a name for the values of all weights and buffers."
     return content_hash({name: value.cpu().numpy() for name, value in model.state_dict().items()})
 
+def _settings(layer):
+    "Return the attributes of a layer that are not those of any layer."
+    return {name: value for name, value in vars(layer).items() if name not in vars(nn.Module())}
+
 def model_hash(
     model: nn.Module,
 ) -> str:  # 16 hexadecimal digits
-    "Return a name for a network with its weights."
-    return content_hash(repr(model), weights_hash(model))
+    "Return a name for a network: its layers with all their settings, the code of your own ones, and its weights."
+    layers = [[type(layer), _settings(layer)] for layer in model.modules()]
+    buffers = {name: value.cpu().numpy() for name, value in model.named_buffers()}  # those that are not saved too
+    return content_hash(repr(model), code_of(layers), buffers, weights_hash(model))
 
 # %% ../nbs/library/runs.ipynb #537da4dc
 def decisive_inputs(

@@ -41,9 +41,11 @@ def did_you_mean(
     name: str,  # what was given
     known: list[str],  # what there is
 ) -> str:  # the end of an error message
-    "Return the known names that are close to `name`; if none is, all of them."
+    "Return the known names that are close to `name`; if none is, all of them, or the first of very many."
     near = difflib.get_close_matches(str(name), list(known), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known) or 'none'}"
+    if near: return f"did you mean {' or '.join(map(repr, near))}?"
+    shown = list(known) if len(known) <= 100 else [*list(known)[:20], f"... ({len(known)} in all)"]
+    return f"there are: {', '.join(shown) or 'none'}"
 
 # %% ../nbs/library/runtime.ipynb #0000000b
 class Progress:
@@ -118,7 +120,9 @@ def available_threads() -> int:  # 1 or more
 def share_of_cores(
     workers: int,  # how many work at the same time
 ) -> int:  # 1 or more
-    "Return how many threads each worker may use, so that together they use no more than this process may."
+    """Return how many threads each worker may use, so that together they use no more than this process may.
+    Raises `ValueError` for no workers."""
+    if workers < 1: raise ValueError(f"workers must be at least 1, not {workers!r}")
     return max(1, available_threads() // workers)
 
 # %% ../nbs/library/runtime.ipynb #b4da0623

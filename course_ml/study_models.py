@@ -171,7 +171,8 @@ def record_gains(
         gain = bootstrap_difference(preds[first], preds[second], statistic, seed=seed)
         value, low, high, n = (gain[key] for key in ("value", "low", "high", "n"))
         p = mcnemar(preds[first], preds[second])["p value"].item()
-        report.record(record.format(first=first, second=second), value, low, high, n, [seed], reason=reason)
+        report.record(record.format(first=first, second=second), value, low, high, n, [seed],
+                      reason=reason or gain["reason"])
         rows.append({"first": first, "second": second, "n": n, "gain": value, "low": low, "high": high,
                      "McNemar's p": p})
     return pd.DataFrame(rows)

@@ -159,24 +159,24 @@ def _read_parquet(path, content):
 EXCEL_BYTES = 2 << 30  # of an Excel file when it is unpacked
 
 def _read_excel(path, content):
-    "A table from the first sheet of an Excel file that has two rows."
+    "A table from the first worksheet of an Excel file that has two rows."
     import openpyxl
     try:
         size = sum(info.file_size for info in zipfile.ZipFile(io.BytesIO(content)).infolist())
         if size > EXCEL_BYTES:
             raise ValueError(f"it unpacks to {size:,} bytes, more than {EXCEL_BYTES:,}")
         book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-        sheets = {sheet.title: list(_sheet_rows(sheet)) for sheet in book.worksheets}
+        worksheets = {worksheet.title: list(_worksheet_rows(worksheet)) for worksheet in book.worksheets}
     except Exception as error:  # openpyxl raises whatever the damage leads to
         raise ValueError(f"{path}: the Excel file cannot be read ({error})") from None
-    used = next((title for title, rows in sheets.items() if len(rows) > 1), next(iter(sheets)))
-    notes = [f"sheet {used!r} of {', '.join(sheets)}"] if len(sheets) > 1 else []
-    return _tabulate(path, sheets[used], notes)
+    used = next((title for title, rows in worksheets.items() if len(rows) > 1), next(iter(worksheets)))
+    notes = [f"worksheet {used!r} of {', '.join(worksheets)}"] if len(worksheets) > 1 else []
+    return _tabulate(path, worksheets[used], notes)
 
-def _sheet_rows(sheet):
-    "The rows of a sheet that are not empty, with their numbers."
-    sheet.reset_dimensions()  # some programs write none, or wrong ones
-    for number, row in enumerate(sheet.iter_rows(), 1):
+def _worksheet_rows(worksheet):
+    "The rows of a worksheet that are not empty, with their numbers."
+    worksheet.reset_dimensions()  # some programs write none, or wrong ones
+    for number, row in enumerate(worksheet.iter_rows(), 1):
         cells = [_excel_text(cell) for cell in row]
         if any(cells): yield number, cells
 

@@ -25,16 +25,16 @@ from course_ml.provenance import (
     Key,
     atomic_path,
     code_hash,
-    content_hash,
     derive_seed,
     keyed_folder,
     make_key,
     run_folder,
 )
 from .runtime import Progress, share_of_cores
+from .user_code import code_of
 
 # %% auto #0
-__all__ = ['open_study', 'run_trial', 'work', 'Tuning', 'function_code', 'search_key', 'tune', 'plot_tuning']
+__all__ = ['open_study', 'run_trial', 'work', 'Tuning', 'search_key', 'tune', 'plot_tuning']
 
 # %% ../nbs/09_tuning.ipynb #91f14651
 def open_study(
@@ -106,29 +106,6 @@ class Tuning:
                               **trial.params} for trial in self.study.trials])
 
 # %% ../nbs/09_tuning.ipynb #72a7942c
-def _outside_value(value, seen):
-    "Return what counts of a value that a function uses from outside; None for what the library's own code decides."
-    module = getattr(inspect.getmodule(value), "__name__", "") if callable(value) else ""
-    if inspect.ismodule(value) or module.startswith("course_ml."): return None
-    if inspect.isfunction(value): return function_code(value, seen)
-    try: return content_hash(value)
-    except TypeError: return getattr(value, "__qualname__", type(value).__qualname__)
-
-def function_code(
-    function,  # any callable
-    seen=(),  # functions whose code is counted already
-) -> dict:  # "code" (or "name" where there is none), and what it uses from outside, by name
-    "Return what decides a function's results: its code, and the values and functions it uses from outside."
-    if function in seen: return {}
-    try: code = code_hash(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError): code = None
-    if code is None or not inspect.isfunction(function):
-        return {"name": getattr(function, "__qualname__", type(function).__qualname__)}
-    variables = inspect.getclosurevars(function)
-    outside = {**variables.globals, **variables.nonlocals}
-    values = {name: _outside_value(outside[name], (*seen, function)) for name in sorted(outside)}
-    return {"code": code, **{name: value for name, value in values.items() if value is not None}}
-
 def search_key(
     suggest,  # gets an optuna.Trial, returns a Recipe
     dataset: Dataset,
@@ -137,10 +114,11 @@ def search_key(
     seed: int,  # of the suggestions
 ) -> Key:
     "Return everything that decides which trials a search makes and how they are scored."
-    own = {function.__name__: function_code(function)["code"] for function in (open_study, run_trial, work)}
+    own = {function.__name__: code_hash(textwrap.dedent(inspect.getsource(function)))
+           for function in (open_study, run_trial, work)}
     packages = dict.fromkeys((*TORCH_PACKAGES, *KERAS_PACKAGES, "optuna"))
     return make_key(["experiment"], tuple(packages), data=dataset.fingerprint, split=split.hash, monitor=monitor,
-                    seed=seed, suggest=function_code(suggest), search=own)
+                    seed=seed, suggest=code_of(suggest), search=own)
 
 # %% ../nbs/09_tuning.ipynb #d2db2297
 def _ended(study):

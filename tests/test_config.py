@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, reject, settings, strategies
 
 from course_ml import config
 from course_ml.baselines import CNNS
@@ -230,6 +230,7 @@ WRONG = [
     (12, {"schedule": "one-cycle"}, {"warmup_epochs": 1}),
     (13, {"epochs": 2}, {"warmup_epochs": 3}),
     (14, {"backbone": "resnet50", "epochs": 2}, {"freeze": "head first 2"}),
+    (14, {"backbone": "resnet50", "epochs": 2}, {"freeze": "staged 2"}),
     (15, KERAS | {"backbone": "keras:ResNet50"}, {"weights": "packaged"}),
     (16, KERAS | {"backbone": "keras:ResNet50"}, {"weights": "own.pth"}),
     (17, KERAS, {"ema_decay": 0.9}),
@@ -246,6 +247,11 @@ WRONG = [
     (27, KERAS, {"weight_decay": 0.1}),
     (27, KERAS | {"optimizer": "sgd"}, {"weight_decay": 0.1}),
     (28, KERAS | {"label_smoothing": 0.1}, {"focal_gamma": 2.0}),
+    (29, {"batch_size": 1}, {"mixup": 0.2}),
+    (29, {"batch_size": 1}, {"cutmix": 0.2}),
+    (30, {"batch_size": 1}, {"head": ["dense 8", "batch norm"]}),
+    (31, {"schedule": "plateau"}, {"patience": 3}),
+    (32, FROZEN, {"metadata": "label"}),
 ]
 
 
@@ -311,7 +317,15 @@ def recipes():
         "compile": strategies.booleans(),
         "backbone": strategies.sampled_from([*CNN_NAMES, "resnet50"]),
     }
-    return strategies.fixed_dictionaries({}, optional=values).map(lambda fields: Recipe(**fields))
+    return strategies.fixed_dictionaries({}, optional=values).map(made_or_rejected)
+
+
+def made_or_rejected(fields):
+    "Make a recipe; have hypothesis look for another one where the fields contradict each other."
+    try:
+        return Recipe(**fields)
+    except ValueError:
+        reject()
 
 
 @settings(deadline=None, max_examples=150)
@@ -397,11 +411,22 @@ def test_every_field_is_in_the_hash():
         ("just words", "has lines FIELD: VALUE"),
         ("epoch: 3", "did you mean 'epochs'"),
         ("3: 4", "no field '3'"),
+        ("epochs: 3\nepochs: 4", "epochs is given twice"),
+        ("augment: [flip", "this is no YAML"),
+        ("\t", "this is no YAML"),
+        ("? [epochs]\n: 3", "this is no YAML"),
+        ("epochs: !!python/name:os.system", "this is no YAML"),
     ],
 )
 def test_other_yaml_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize("name", ["2019", "1e3", "yes", "null", "a: b", "- a"])
+def test_a_string_that_looks_like_something_else_survives_its_yaml(name):
+    recipe = Recipe(backbone="resnet50", freeze="backbone", metadata=name)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 
 def test_an_empty_file_is_the_default():

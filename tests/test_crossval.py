@@ -11,8 +11,10 @@ import pandas as pd
 import psutil
 import pytest
 from hypothesis import given, settings, strategies
+from safetensors.torch import load_file, save_file
 
 from course_ml import provenance
+from course_ml.backbones import PACKAGED
 from course_ml.config import Recipe
 from course_ml.crossval import (
     average,
@@ -23,6 +25,7 @@ from course_ml.crossval import (
     ensemble,
     greedy,
     mean_and_deviation,
+    predict_out_of_fold,
     write_submission,
 )
 from course_ml.data import Split
@@ -132,6 +135,21 @@ def test_metadata_and_a_file_of_weights_are_in_the_key(images, tmp_path):
     one = cross_validation_key(recipe, *images)
     file.write_bytes(b"other")
     assert any(line.startswith("weights") for line in one.differences(cross_validation_key(recipe, *images)))
+
+
+def test_the_packaged_weights_are_in_the_key_by_their_content(images, tmp_path, monkeypatch):
+    recipe = Recipe(backbone="resnet10t", weights="packaged")
+    key = cross_validation_key(recipe, *images)
+    zeros = tmp_path / "zeros.safetensors"
+    save_file({name: value * 0 for name, value in load_file(PACKAGED["resnet10t"]).items()}, zeros)
+    monkeypatch.setitem(PACKAGED, "resnet10t", zeros)
+    assert key.differences(cross_validation_key(recipe, *images)) == ["weights changed"]
+
+
+def test_test_time_augmentation_is_in_the_key_of_the_predictions(images, by_local_processes):
+    plain = predict_out_of_fold(by_local_processes, images[0])
+    flipped = predict_out_of_fold(by_local_processes, images[0], ("identity", "flip"))
+    assert plain.key == predict_out_of_fold(by_local_processes, images[0]).key != flipped.key
 
 
 def test_recipes_under_old_names_are_refused(images, by_local_processes):

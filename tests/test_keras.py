@@ -287,6 +287,42 @@ def test_what_decides_a_run_is_in_its_key(mutation):
     assert key.differences(mutation(build_keras_model(RECIPE, 3), data, split))
 
 
+def own_model(**changes):
+    options = {"activation": "relu", "rate": 0.1, "strides": 1, "trainable": True, "factor": 2} | changes
+
+    class Scale(keras.layers.Layer):
+        def call(self, values):
+            return values * options["factor"]
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 16, 3))
+    layer = keras.layers.Conv2D(4, 3, options["strides"], "same", activation=options["activation"])
+    layer.trainable = options["trainable"]
+    features = keras.layers.GlobalAveragePooling2D()(Scale()(layer(inputs)))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dropout(options["rate"])(features)))
+
+
+@pytest.mark.parametrize("change", [{"activation": "tanh"}, {"rate": 0.5}, {"strides": 2}, {"trainable": False},
+                                    {"factor": 3}], ids=str)
+def test_how_an_own_model_is_built_is_in_the_key_and_its_names_are_not(change):
+    data, split = make_data()
+    key = keras_key(own_model(), RECIPE, data, split)
+    assert key.differences(keras_key(own_model(), RECIPE, data, split)) == []
+    assert [line.split(":")[0] for line in key.differences(keras_key(own_model(**change), RECIPE, data, split))] == [
+        "start"]
+
+
+def test_a_model_that_was_trained_further_predicts_with_the_weights_of_the_run(tmp_path):
+    data, split = make_data()
+    model = build_keras_model(RECIPE, 3)
+    run = fit_keras(model, RECIPE.replace(epochs=1), data, split, folder=tmp_path / "run")
+    expected = predict_keras(model, run.inputs, split.rows("test"))
+    fit_keras(model, RECIPE.replace(epochs=1, learning_rate=0.1), data, split, folder=tmp_path / "next")
+    later = model.get_weights()
+    assert np.array_equal(evaluate_test(run, data, split).probabilities, expected)
+    assert all(map(np.array_equal, later, model.get_weights()))
+
+
 def test_the_test_set_is_predicted_by_keras_itself(tmp_path):
     run, (data, split) = train(tmp_path / "run", RECIPE.replace(epochs=1)), make_data()
     preds = evaluate_test(run, data, split)

@@ -46,7 +46,7 @@ def counts_of(dataset):
     return {key: keys.count(key) for key in sorted(set(keys))}
 
 
-def said(dataset):
+def told(dataset):
     return " | ".join(dataset.reading.decisions + dataset.reading.remarks)
 
 
@@ -67,6 +67,8 @@ LAYOUTS = {
                               {"test/cat": 2, "train/cat": 3, "train/dog": 3}, 0, 0),
     "class, then split": ({"cat/Train": 3, "cat/Test": 2, "dog/Train": 3, "dog/Test": 2, "dog": 1},
                           {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}, 0, 1),
+    "a class without split": ({"cat/train": 3, "cat/test": 2, "dog/train": 3, "dog/test": 2, "dog/old": 1, "owl": 2},
+                              {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}, 0, 3),
     "wrappers": ({"data/pets/images/cat": 3, "data/pets/images/dog": 3, "data": 1}, {"cat": 3, "dog": 3}, 0, 1),
     "only train": ({"train/cat": 3, "train/dog": 3}, {"cat": 3, "dog": 3}, 0, 0),
     "a class called train": ({"train/steam": 3, "train/electric": 3, "bus": 3, "plane": 3},
@@ -98,7 +100,7 @@ def test_layouts(tmp_path, counts, expected, unlabeled, unused):
     reasons = list(dataset.skipped.reason)
     assert (reasons.count(UNLABELED), len(reasons) - reasons.count(UNLABELED)) == (unlabeled, unused)
     assert len(dataset) + len(dataset.skipped) == sum(counts.values())
-    assert ("unlabeled test set" in said(dataset)) == bool(unlabeled) and ("not used" in said(dataset)) == bool(unused)
+    assert ("unlabeled test set" in told(dataset)) == bool(unlabeled) and ("not used" in told(dataset)) == bool(unused)
 
 
 @pytest.mark.parametrize("train, validation, test", [
@@ -114,13 +116,13 @@ def test_the_usual_names_of_splits(train, validation, test, form):
         (split, name): 2 for split in names for name in ("cat", "dog")}
 
 
-def test_how_splits_were_read_is_said(tmp_path):
+def test_how_splits_were_read_is_shown(tmp_path):
     dataset = read_dataset(write(tmp_path / "set", {"Training/cat": 3, "Training/dog": 3, "Testing/cat": 2}))
     assert "splits by folder: train (Training/, 6 images), test (Testing/, 2 images)" in dataset.reading.decisions
     assert "test has no image of 'dog', which is not measured there" in dataset.reading.remarks
 
 
-def test_a_class_in_one_split_only_is_said(tmp_path):
+def test_a_class_in_one_split_only_is_shown(tmp_path):
     counts = {"train/cat": 3, "train/dog": 3, "train/owl": 3, "test/cat": 2, "test/dog": 2, "test/bat": 2}
     dataset = read_dataset(write(tmp_path / "set", counts))
     assert dataset.classes == ["bat", "cat", "dog", "owl"]
@@ -135,11 +137,11 @@ def test_an_empty_class_folder_is_named(tmp_path):
     assert "no image in fox/, owl/" in read_dataset(folder).reading.remarks
 
 
-def test_two_levels_are_said_and_the_second_can_be_chosen(tmp_path):
+def test_two_levels_are_shown_and_the_second_can_be_chosen(tmp_path):
     counts = {f"{split}/{name}": 2 for split in ("train", "val") for name in ("Aves/Parus", "Aves/Turdus", "Insecta/Apis")}
     folder = write(tmp_path / "set", counts)
     assert read_dataset(folder).classes == ["Aves", "Insecta"]
-    assert f"label_pattern={LAST_FOLDER!r}" in said(read_dataset(folder))
+    assert f"label_pattern={LAST_FOLDER!r}" in told(read_dataset(folder))
     species = read_dataset(folder, label_pattern=LAST_FOLDER)
     assert species.classes == ["Apis", "Parus", "Turdus"] and set(species.items.split) == {"train", "validation"}
 
@@ -147,7 +149,7 @@ def test_two_levels_are_said_and_the_second_can_be_chosen(tmp_path):
 def test_levels_that_may_be_mistaken_are_remarked(tmp_path):
     folder = write(tmp_path / "set", {"color/cat": 2, "color/dog": 2, "gray/cat": 2, "gray/dog": 2})
     assert "the folders color, gray all have the same folders cat, dog" in read_dataset(folder).reading.remarks[0]
-    assert "'train' is read as a class" in said(read_dataset(write(tmp_path / "two", {"train/steam": 3, "bus": 3})))
+    assert "'train' is read as a class" in told(read_dataset(write(tmp_path / "two", {"train/steam": 3, "bus": 3})))
 
 
 # Names
@@ -347,7 +349,7 @@ def test_an_archive_alone_in_a_folder_is_read(tmp_path):
     pack(tmp_path, "zip", files)
     (tmp_path / "notes.txt").touch()
     dataset = read_dataset(tmp_path)
-    assert counts_of(dataset) == {"cat": 3, "dog": 3} and "read from pets.zip" in said(dataset)
+    assert counts_of(dataset) == {"cat": 3, "dog": 3} and "read from pets.zip" in told(dataset)
     assert dataset.skipped.values.tolist() == [["notes.txt", "next to the archive that is read"]]
     pack(tmp_path, "tar", files)
     with pytest.raises(ValueError, match=r"2 archives \(pets.tar, pets.zip\); give the path of one"):
@@ -378,8 +380,8 @@ def test_archives_in_archives_are_named(tmp_path):
 def test_several_top_folders_of_an_archive_are_named(tmp_path):
     path = pack(tmp_path, "zip", {path: png() for path in paths_of({**SPLITS, "extra/cat": 2, "old/cat": 1})})
     dataset = read_dataset(path)
-    assert len(dataset) == 10 and "3 files not used, not in the folder of a split" in said(dataset)
-    assert "extra/cat/0.png" in said(dataset)
+    assert len(dataset) == 10 and "3 files not used, not in the folder of a split" in told(dataset)
+    assert "extra/cat/0.png" in told(dataset)
 
 
 @pytest.mark.parametrize("name", ["notes.pdf", "photo.jpg"])

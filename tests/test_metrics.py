@@ -59,7 +59,7 @@ def test_class_average(predictions, score, average, zero_division):
         lambda row: oracle.precision_recall_fscore_support(
             predictions.y_true,
             predictions.y_pred,
-            labels=range(len(predictions.classes)),
+            labels=np.unique(predictions.y_true),
             average=average,
             zero_division=zero_division,
             sample_weight=row,
@@ -118,6 +118,9 @@ def test_tables_are_consistent_for_any_case(predictions):
         )[known].all()
     summary = metrics.summary(predictions, resamples=20)
     assert (summary["n"] == len(predictions)).all()
+    assert summary.loc["mean per-class accuracy", "value"] == pytest.approx(
+        oracle.balanced_accuracy_score(predictions.y_true, predictions.y_pred))
+    assert (summary.loc["macro recall"] == summary.loc["mean per-class accuracy"]).all()
     absent = len(np.unique(predictions.y_true)) < len(classes)
     assert summary["value"].isna().sum() == absent and summary.loc["AUC", "interval"].startswith("undefined") == absent
     assert ("top-5 accuracy" in summary.index) == (len(classes) > 5)
@@ -217,3 +220,16 @@ def test_f1_interval_covers_the_truth():
     tables = [metrics.class_rows(sample(rng, 300)) for _ in range(300)]
     coverage = pd.DataFrame([(table["F1 low"] <= truth) & (truth <= table["F1 high"]) for table in tables]).mean()
     assert coverage.between(0.91, 0.99).all(), coverage
+
+
+def test_classes_of_one_image_give_no_interval_and_the_reason():
+    "A report of such data ended after training: an interval missed its value by rounding."
+    rng = np.random.default_rng(0)
+    first, second = (make(np.arange(12), rng.dirichlet(np.ones(12), 12)) for _ in range(2))
+    table = metrics.summary(first)
+    assert table.value.notna().all() and table.low.notna().tolist() == (table.interval == "Wilson").tolist()
+    assert table.interval["macro F1"] == "undefined: every class has a single image, so there is nothing to resample"
+    gain = metrics.bootstrap_difference(first, second)
+    assert np.isnan(gain["low"]) and gain["reason"] == table.interval["macro F1"]
+    assert set(metrics.compare(first, second).better) == {"undefined"}
+    assert metrics.per_class(first).loc["macro average", ["F1 low", "F1 high"]].isna().all()

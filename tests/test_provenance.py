@@ -35,6 +35,7 @@ from course_ml.provenance import (
     run_folder,
     used_modules,
 )
+from course_ml.runtime import share_of_cores
 
 MODULES = {
     "__init__": '__version__ = "1.0"\n',
@@ -258,6 +259,8 @@ def test_seeds_are_those_of_earlier_versions():
     "%time from course_ml.loss import weighted_loss",
     "%%time\nfrom course_ml import loss",
     "%%capture out\n%matplotlib inline\nfrom course_ml.loss import *",
+    "%%memit -r 1\nfrom course_ml.loss import x",
+    "%%timeit from course_ml.loss import x\nx(1)",
     "def f():\n    if True:\n        from course_ml.loss import x",
 ])
 def test_imports_are_found_in_any_cell(cell, package):
@@ -285,6 +288,43 @@ def test_cells_count_in_a_key(package):
 def test_code_that_is_not_python_counts_as_its_text():
     assert code_hash("this is not code") != code_hash("this is no code")
     assert imported_modules("this is not code") == set()
+
+
+def test_what_a_magic_writes_counts_with_its_comments():
+    assert code_hash("%%writefile notes.py\nx = 1  # one") != code_hash("%%writefile notes.py\nx = 1  # two")
+    assert code_hash("%%time\nx = 1  # one") == code_hash("%%time\nx = 1  # two")
+
+
+NOTEBOOK = '{"cells": [{"cell_type": "code", "source": ["from helper import x"]}]}'
+OWN = {  # how a cell uses code outside the library -> the files that count
+    "from helper import x": ["helper.py"],
+    "def f():\n    import helper as h": ["helper.py"],
+    "import pack.part": ["helper.py", "pack/part.py"],  # a folder without __init__.py, whose module uses another
+    "%run -i helper.py": ["helper.py"],
+    "%run helper": ["helper.py"],
+    "%run setup.ipynb": ["helper.py", "setup.ipynb"],
+}
+
+
+@pytest.mark.parametrize(("cell", "files"), OWN.items(), ids=OWN)
+def test_modules_outside_the_library_count(cell, files, package, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pack").mkdir()
+    for name, source in (("helper.py", "from course_ml.loss import weighted_loss\nx = 1\n"),
+                         ("pack/part.py", "from helper import x\n"), ("setup.ipynb", NOTEBOOK)):
+        Path(name).write_text(source)
+    key = make_key(sources=[cell])
+    assert {name for name in key.code if "." in name} == set(files)
+    assert {"loss", "numbers"} <= set(key.code)
+    edit(Path("helper.py"), "x = 1", "x = 1  # one")
+    assert key.differences(make_key(sources=[cell])) == []
+    edit(Path("helper.py"), "x = 1", "x = 2")
+    assert key.differences(make_key(sources=[cell])) == ["module helper.py changed"]
+
+
+def test_installed_packages_count_by_their_version_only(package):
+    cell = "import numpy, os, sys, pytest\nfrom torch import nn\nimport no_such_module"
+    assert list(make_key(sources=[cell]).code) == ["cell 1"]
 
 
 def test_versions_are_read_without_imports(package):
@@ -530,3 +570,9 @@ print(available_threads(), share_of_cores(1), share_of_cores(4), machine_info()[
     variables = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1"] * 4
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_cores_are_not_shared_by_nobody(workers):
+    with pytest.raises(ValueError, match=f"workers must be at least 1, not {workers}"):
+        share_of_cores(workers)

@@ -28,7 +28,7 @@ from test_reporting import (
 
 from course_ml.command_line import main
 from course_ml.comparing import compare_tables, diff, verify
-from course_ml.manifests import report_key
+from course_ml.manifests import named_files, report_key
 from course_ml.notebooks import read_notebook
 from course_ml.provenance import package_folder, read_json, used_modules, write_json
 from course_ml.regenerating import regenerate, run_reports, stale
@@ -135,6 +135,12 @@ def test_parameters_and_files(project):
     assert reasons(data_path="images") == ["file images changed"]
     Path("images/a.png").rename("images/b.png")
     assert reasons(data_path="images") == ["file images changed"]
+
+
+def test_files_in_a_parameter_of_several_values_count(project):
+    Path("a.csv").write_text("one")
+    for value in ("a.csv", ["a.csv"], {"train": "a.csv"}, {"all": [{"train": "a.csv"}]}):
+        assert list(named_files(value, Path())) == ["a.csv"], value
 
 
 def test_the_key_is_the_same_wherever_one_calls(project, monkeypatch):

@@ -217,7 +217,7 @@ def test_other_forms_of_a_report(look, tmp_path, capsys):
     assert contents(look / "reports/tiny") == before
     assert main(["export", "tiny", "tiny.docx"]) == 2 and main(["export", "none", "none.pdf"]) == 2
     message = capsys.readouterr().err
-    assert "can be exported as .pdf" in message and "make the report first" in message
+    assert "can be exported as .pdf" in message and "there is no report 'none'" in message
 
 
 def test_tables_for_a_document(look, tmp_path):

@@ -457,11 +457,12 @@ def test_excel_shows_numbers_as_they_are_seen():
     book.active.append(["image", "label", "weight"])
     book.active.append([7, 1.0, 1.5])
     book.active["A2"].number_format = "000"
-    book.create_sheet("notes").append(["nothing"])
+    book.active.title = "leaves"
+    book.copy_worksheet(book.active).title = "notes"
     file = io.BytesIO()
     book.save(file)
     table = read_table(file.getvalue(), "x.xlsx")
-    assert table.cells.values.tolist() == [["007", "1", "1.5"]] and table.notes == ("sheet 'Sheet' of Sheet, notes",)
+    assert table.cells.values.tolist() == [["007", "1", "1.5"]] and table.notes == ("worksheet 'leaves' of leaves, notes",)
 
 
 def test_numbers_of_parquet_keep_their_type():
@@ -568,7 +569,7 @@ def test_names_of_classes(tmp_path):
         read_npz(tmp_path, images=pixels(3, 8, 8), labels=np.array(["cat", "owl", ""]), classes=names)
 
 
-def test_other_arrays_are_columns_or_said(tmp_path):
+def test_other_arrays_are_columns_or_remarked(tmp_path):
     arrays = {"ids": ["k", "l", "m", "n"], "groups": [1, 1, 2, 2], "split": ["train", "test"] * 2, "mean": [0, 0, 0]}
     arrays = {name: np.array(values) for name, values in arrays.items()}
     labels = np.array(["a", "b", "", "a"])

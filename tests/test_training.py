@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from course_ml import fitting, provenance
 from course_ml.backbones import PACKAGED
@@ -27,7 +28,15 @@ from course_ml.launching import launch
 from course_ml.provenance import read_json
 from course_ml.runtime import set_seed
 from course_ml.speed import Choice
-from course_ml.training import Batches, build_optimizer, class_weights, epoch_batches, parameter_groups, weighted_loss
+from course_ml.training import (
+    Batches,
+    build_optimizer,
+    class_weights,
+    epoch_batches,
+    parameter_groups,
+    predict,
+    weighted_loss,
+)
 from course_ml.transfer import build_model
 from course_ml.transforms import augment_batch
 
@@ -618,6 +627,40 @@ def test_test_predictions_belong_to_a_run_a_data_set_and_a_split(colored, tmp_pa
     with pytest.raises(ValueError, match="trained on another data set"):
         evaluate_test(run, one_pixel(colored), split)
     assert run.info["test_evaluations"] == 2
+
+
+def own_network(factor=2, forward=None, frozen=False):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.factor, self.layer = factor, nn.Linear(3 * 16 * 16, 2)
+
+        def forward(self, images):
+            return forward(self.layer(images.flatten(1))) if forward else self.factor * self.layer(images.flatten(1))
+
+    net = Net()
+    net.layer.bias.requires_grad_(not frozen)
+    return net
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"factor": 3}, "start"), ({"forward": torch.tanh}, "start"), ({"frozen": True}, "frozen")], ids=str)
+def test_code_settings_and_frozen_weights_of_an_own_network_are_in_the_key(colored, change, named):
+    recipe, split = Recipe(image_size=16), Split.holdout(colored)
+    key = training_key(own_network(), recipe, colored, split)
+    assert key.differences(training_key(own_network(), recipe, colored, split)) == []
+    changed = key.differences(training_key(own_network(**change), recipe, colored, split))
+    assert [line.split(":")[0] for line in changed] == [named]
+
+
+def test_a_model_that_was_trained_further_predicts_with_the_weights_of_the_run(colored, tmp_path):
+    recipe, split, model = Recipe(image_size=16, epochs=1), Split.holdout(colored), own_network()
+    run = fit(model, recipe, colored, split, folder=tmp_path / "run")
+    expected = predict(model, run.inputs, split.rows("test"))
+    fit(model, recipe.replace(learning_rate=0.1), colored, split, folder=tmp_path / "next")
+    assert np.array_equal(evaluate_test(run, colored, split).probabilities, expected)
+    assert not np.allclose(predict(model, run.inputs, split.rows("test")), expected)
 
 
 # Weight decay

@@ -182,6 +182,29 @@ def test_weights_of_another_network_are_refused(tmp_path):
             build_model(Recipe(backbone=backbone, weights=str(tmp_path / "other.safetensors")), 3)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "broken.pth", "broken.safetensors", "list.pth"])
+def test_files_that_are_no_weights_are_refused_by_name(name, tmp_path):
+    (tmp_path / name).write_text("hello")
+    if name == "list.pth":
+        torch.save([1, 2], tmp_path / name)
+    for backbone in ("resnet10t", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match=f"^weights: .*{name} is no file of weights: "):
+            build_model(Recipe(backbone=backbone, weights=str(tmp_path / name)), 3)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(FileNotFoundError, match="^weights: there is no file"):
+        build_model(Recipe(backbone="resnet10t", weights=str(tmp_path / "folder.pth")), 3)
+
+
+def test_an_unknown_network_is_answered_in_a_few_lines():
+    for backbone in ("", "nonsense", "torchvision:nonsense"):
+        with pytest.raises(ValueError, match="^backbone: .* has no") as error:
+            build_model(Recipe(backbone=backbone), 3)
+        assert len(str(error.value)) < 2000 and "none" not in str(error.value)
+
+
 def test_a_head_is_not_put_on_another_backbone(images, tmp_path, monkeypatch):
     run = train_recipe(FROZEN, images, Split.holdout(images), folder=tmp_path / "run")
     state = load_file(PACKAGED["resnet10t"])

@@ -308,7 +308,7 @@ def _count_kinds(images):
     columns = {"images": ("row", "size"), "several pages": ("pages", lambda pages: (pages > 1).sum()),
                "reduced": ("reduced", "sum"), "lowest": ("low", "min"), "highest": ("high", "max"),
                "white": ("white", "max")}
-    return images.groupby("kind").agg(**columns).reset_index()
+    return images.groupby("kind").agg(**columns).reset_index().convert_dtypes()
 
 def _find_duplicates(dataset, readable, near):
     "The fewest pairs that link images with the same bytes (kind exact) or nearly the same hash (kind near)."

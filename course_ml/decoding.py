@@ -202,6 +202,8 @@ def _reasons(content):
     except UnidentifiedImageError:
         if content[:4] in (b"II*\0", b"MM\0*"):
             raise UnreadableImage("a TIFF with pixels that Pillow does not read; save it with 8 or 16 bits") from None
+        if content[4:8] == b"ftyp":
+            raise UnreadableImage("damaged: a HEIC or AVIF file without an image") from None
         raise UnreadableImage(f"not an image: the file begins with {content[:12]!r}") from None
     except Exception as error:
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from None

@@ -342,7 +342,8 @@ def open_archive(
         names = source.names()
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         if isinstance(error, CacheError): raise
-        raise ValueError(f"{path} is no zip or tar archive, or a damaged one ({error})") from None
+        what = "a damaged or incomplete zip archive; copy it again" if head[:2] == b"PK" else "no zip or tar archive, or damaged"
+        raise ValueError(f"{path} is {what} ({error})") from None
     if not names and any(reason.startswith("encrypted") for _, reason in source.set_aside):
         raise ValueError(f"{path} is encrypted; unpack it with its password first")
     return source

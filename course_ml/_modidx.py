@@ -531,6 +531,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'course_ml.data.Split.save': ('data.html#split.save', 'course_ml/data.py'),
                                 'course_ml.data._absent_classes': ('data.html#_absent_classes', 'course_ml/data.py'),
                                 'course_ml.data._check_class_sizes': ('data.html#_check_class_sizes', 'course_ml/data.py'),
+                                'course_ml.data._check_classes': ('data.html#_check_classes', 'course_ml/data.py'),
                                 'course_ml.data._check_groups': ('data.html#_check_groups', 'course_ml/data.py'),
                                 'course_ml.data._check_items': ('data.html#_check_items', 'course_ml/data.py'),
                                 'course_ml.data._check_names': ('data.html#_check_names', 'course_ml/data.py'),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +51,12 @@ def _check_items(name, items, classes):
         raise ValueError(f"{name}: {unknown.id.iloc[0]!r} has label {unknown.label.iloc[0]}, "
                          f"but there are {classes} classes")
 
+def _check_classes(name, classes):
+    "Raise `ValueError` for two classes of one name."
+    repeated = pd.Series(classes, dtype=object).duplicated()
+    if repeated.any():
+        raise ValueError(f"{name}: two classes are called {classes[repeated.argmax()]!r}; class names must differ")
+
 def _check_names(what, name, wanted, there):
     "Raise `KeyError` for the first of the wanted names that is not there."
     missing = sorted(set(wanted) - set(there))
@@ -76,6 +81,7 @@ class Dataset:
 
     def __post_init__(self):
         self.items = self.items.reset_index(drop=True)
+        _check_classes(self.name, self.classes)
         _check_items(self.name, self.items, len(self.classes))
         self.source.gather(self.items.location)
 
@@ -114,12 +120,12 @@ class Dataset:
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return pd.DataFrame({"class": self.classes, "images": counts, "fraction": counts / max(len(self), 1)})
 
-    @cached_property
+    @property
     def digests(self) -> np.ndarray:  # (n,) strings of 32 hexadecimal digits
         "Return a hash of every image's bytes; equal digests, equal images."
         return self.source.digests(self.items.location)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
         "Return a hash of all images, ids, labels, groups and class names, and of the range of deep images."
         return content_hash(self.digests, list(self.items.id), self.labels, list(self.items.group), self.classes,
@@ -371,10 +377,10 @@ def _cut(dataset, splits, groups, kept, shares, seed):
     rows = np.flatnonzero(~np.isin(splits, kept))
     there, codes = np.unique(dataset.labels[rows], return_inverse=True)
     items = dataset.items.iloc[rows].assign(group=groups[rows], label=codes)
-    part = replace(dataset, items=items, classes=[dataset.classes[label] for label in there]) if kept else dataset
+    rest = replace(dataset, items=items, classes=[dataset.classes[label] for label in there]) if kept else dataset
     total = sum(shares.values())
     cut = splits.copy()
-    cut[rows] = assign_splits(part, {name: share / total for name, share in shares.items()}, seed).splits
+    cut[rows] = assign_splits(rest, {name: share / total for name, share in shares.items()}, seed).splits
     return cut
 
 # %% ../nbs/01_data.ipynb #5e9a7a7e

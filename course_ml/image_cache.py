@@ -13,6 +13,7 @@ from .decoding import UnreadableImage, resize_image
 from .image_sources import ImageSource
 from .provenance import IMAGE_PACKAGES, CacheError, Key, cached_file, make_key
 from .runtime import map_blocks
+from .user_code import code_of
 
 # %% auto #0
 __all__ = ['write_images', 'decoded_key', 'decoded_images']
@@ -69,10 +70,11 @@ def decoded_key(
     size: int,  # width and height (pixels)
     resize: str,  # "crop" or "squash"
     ranges: dict[str, int | None],  # of images of more than 8 bits, see `ImageSource.ranges`
+    reader: str | dict = "",  # code of a source that is not the library's, see `code_of`
 ) -> Key:
     "Return the key of decoded images: another one wherever the pixels could differ."
     return make_key(["image_cache"], IMAGE_PACKAGES, digests=digests, size=size, resize=resize,
-                    ranges=ranges)
+                    ranges=ranges, reader=reader)
 
 # %% ../nbs/library/image_cache.ipynb #a0dbe2d3
 def decoded_images(
@@ -84,7 +86,8 @@ def decoded_images(
 ) -> np.ndarray:  # (n, size, size, 3) uint8, mapped from disk
     """Return all images at one size, decoded once and kept on disk. Raises `UnreadableImage` naming those that fail,
     and `CacheError` for a disk that is full or cannot be written."""
-    key = decoded_key(source.digests(locations), size, resize, source.ranges)
+    own = not type(source).__module__.startswith("course_ml.")
+    key = decoded_key(source.digests(locations), size, resize, source.ranges, code_of(type(source)) if own else "")
     write = lambda path: _decode_to(path, source, locations, names, size, resize)
     path = cached_file("images", key, ".npy", write)
     return np.load(path, mmap_mode="r")

@@ -121,7 +121,7 @@ class Study(ReportedModels):
         k: int,  # folds of all images
     ) -> CrossValidation:
         "Train a recipe in each of some folds."
-        folds = Split.kfold(self.dataset, k=k, seed=self.seed)
+        folds = Split.of(self.dataset, k=k, seed=self.seed)
         return cross_validate(recipe.replace(seed=self.seed), self.dataset, folds)
 
     def show_label_issues(self,
@@ -230,7 +230,7 @@ class Studies:
         first = Study.begin(name, real_data, report_dir, shares, seeds[0], weights, None, False, from_imagenet,
                             **synthetic)
         same = dict(name=name, report=first.report, real_data=real_data, from_imagenet=from_imagenet, check=first.check)
-        others = {seed: Study(first.dataset, Split.holdout(first.dataset, *shares, seed=seed), seed=seed, **same)
+        others = {seed: Study(first.dataset, Split.of(first.dataset, *shares, seed=seed), seed=seed, **same)
                   for seed in seeds[1:]}
         return cls({seeds[0]: first} | others)
 

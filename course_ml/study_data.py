@@ -93,13 +93,12 @@ def split_data(
     weights: str = "",  # file or word of the main model's weights, for the manifest
     totals: bool = False,  # show the images of all classes together, for data with many classes
 ) -> Split:
-    "Split a data set once, stratified and group-safe, and show the table `split`."
-    split = Split.holdout(dataset, *shares, seed=seed)
+    "Split a data set once, by the split that it came with if there is one, and show the table `split`."
+    split = Split.of(dataset, *shares, seed=seed)
     report.made_from(dataset, split, weights)
-    percent = ", ".join(f"{share:.0%} {name}" for share, name in zip(shares, ("training", "validation", "test")))
     table = split.counts(dataset)
     if totals: table = table.sum().rename("images")
-    display(report.table(pd.DataFrame(table), "split", f"Stratified split: {percent}; seed {seed}."))
+    display(report.table(pd.DataFrame(table), "split", f"Images of each class in each set: {split.how}."))
     return split
 
 def drop_small_classes(

@@ -94,7 +94,7 @@ class Stages:
     ) -> Stages:
         "Read the images of a study, and assign them to folds that never split a group."
         dataset, report = study_data(name, real_data, seed=seed, **synthetic), Report(report_dir)
-        split = Split.kfold(dataset, k=k, seed=seed)
+        split = Split.of(dataset, k=k, seed=seed)
         report.made_from(dataset, split, weights=weights)
         return cls(report, dataset, split, tta, workers, name, real_data, seed)
 

@@ -356,3 +356,32 @@ def test_images_that_fail_leave_nothing_behind(trouble, tmp_path, monkeypatch):
     with pytest.raises(UnreadableImage, match="3 images cannot be read"):
         read_dataset(trouble).images(16)
     assert not list((tmp_path / "home").rglob("*.npy"))
+
+
+@pytest.fixture
+def numbered():
+    "Six small images of two classes."
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype="uint8")
+    return Dataset.from_arrays("numbered", pixels, [0, 1] * 3, ["a", "b"])
+
+
+def test_the_fingerprint_follows_the_table(numbered):
+    "A label that is changed in place is in the key of the next run."
+    before = numbered.fingerprint
+    numbered.items.loc[0, "label"] = 1 - numbered.items.label[0]
+    assert numbered.fingerprint != before
+
+
+def test_two_classes_of_one_name_are_refused(numbered):
+    with pytest.raises(ValueError, match="two classes are called 'a'"):
+        replace(numbered, classes=["a", "a"])
+
+
+def test_code_of_an_own_source_is_in_the_key(numbered):
+    "A source that a user wrote may decode otherwise than the library's."
+    def images(brightness):
+        class OwnImages(ArrayImages):
+            def image(self, location): return Image.fromarray(np.full((8, 8, 3), brightness, "uint8"))
+        return replace(numbered, source=OwnImages(numbered.source.array)).images(8)
+    assert images(10).max() == 10
+    assert images(20).min() == 20

@@ -164,7 +164,7 @@ def test_is_small(path):
 
 
 STUDIES = sorted((ROOT / "nbs/reports").glob("*.ipynb"))
-STUDY_LINES = 60  # of code, without comments and empty lines
+STUDY_LINES = 62  # of code, without comments and empty lines: sixty, and two that convert the parameters
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -224,7 +224,7 @@ def test_splits_that_cannot_be_used_are_refused_by_name():
         Split.of(with_split("train", "train", "train", "test", labels=[0, 0, 1, 0]))
 
 
-def test_classes_in_one_split_only_are_said():
+def test_classes_in_one_split_only_are_is_told():
     labels = [0, 1, 2, 0, 1, 0, 1, 3]
     dataset = with_split("train", "train", "train", "val", "val", "test", "test", "test", labels=labels)
     assert Split.of(dataset).remarks(dataset) == [
@@ -309,9 +309,9 @@ def test_the_launcher_keeps_the_given_test_set(published, tmp_path, monkeypatch)
 
 def test_check_says_how_many_duplicates_a_split_separates(published, capsys):
     check_command(options(path=str(published)))
-    said = capsys.readouterr().out
-    assert "Split: test came with the data; train is split into 82% train, 18% validation, seed 0" in said
-    assert "1 of 1 groups of duplicates are in more than one split (2 images)" in said
+    text = capsys.readouterr().out
+    assert "Split: test came with the data; train is split into 82% train, 18% validation, seed 0" in text
+    assert "1 of 1 groups of duplicates are in more than one split (2 images)" in text
 
 
 def test_duplicates_stay_together_when_asked(tmp_path):

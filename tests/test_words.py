@@ -110,6 +110,8 @@ RULES = [
 ALLOWED = [
     Allowed("CONTRIBUTING.md", r"^\|[^|\n]*\|[^|\n]*\|$", "the table of words itself"),
     Allowed("nbs/**", r"(?i)stylesheets?|spreadsheets?|data\s?sheets?", "other things than image grids"),
+    Allowed("nbs/library/table_files.ipynb", r"(?i)\b_?sheets?\b", "what Excel calls a table in a file"),
+    Allowed("tests/test_tables.py", r"(?i)\b_?sheets?\b", "what Excel calls a table in a file"),
     Allowed("nbs/library/configuration.ipynb", r"^RENAMED = \{[^}]*\}", "the former names of fields, answered with the new ones"),
     Allowed("nbs/library/layout.ipynb", r"^PLAIN_NAMES = \{[^}]*\}", "names that other people give their folders"),
     Allowed("pyproject.toml", r"Greys|greys", "the name of Matplotlib's color map"),

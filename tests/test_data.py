@@ -381,7 +381,9 @@ def test_code_of_an_own_source_is_in_the_key(numbered):
     "A source that a user wrote may decode otherwise than the library's."
     def images(brightness):
         class OwnImages(ArrayImages):
-            def image(self, location): return Image.fromarray(np.full((8, 8, 3), brightness, "uint8"))
+            def image(self, location):
+                return Image.fromarray(np.full((8, 8, 3), brightness, "uint8"))
+
         return replace(numbered, source=OwnImages(numbered.source.array)).images(8)
     assert images(10).max() == 10
     assert images(20).min() == 20

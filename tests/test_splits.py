@@ -224,7 +224,7 @@ def test_splits_that_cannot_be_used_are_refused_by_name():
         Split.of(with_split("train", "train", "train", "test", labels=[0, 0, 1, 0]))
 
 
-def test_classes_in_one_split_only_are_is_told():
+def test_classes_in_one_split_only_are_reported():
     labels = [0, 1, 2, 0, 1, 0, 1, 3]
     dataset = with_split("train", "train", "train", "val", "val", "test", "test", "test", labels=labels)
     assert Split.of(dataset).remarks(dataset) == [

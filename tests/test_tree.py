@@ -340,3 +340,12 @@ except SystemExit: pass
 def test_starts_fast(code, slow):
     loaded = set(run_in(ROOT, sys.executable, "-c", f"{code}\n{LOADED}").splitlines()[-1].split())
     assert not loaded & set(slow.split())
+
+
+def test_the_site_can_read_every_signature():
+    "The website evaluates the annotations of public functions and of classes, inherited ones included."
+    modules = [import_module(f"course_ml.{path.stem}") for path in sorted((ROOT / "course_ml").glob("[a-z]*.py"))]
+    for one in (getattr(module, name) for module in modules for name in getattr(module, "__all__", [])):
+        methods = [value for value in vars(one).values() if isfunction(value)] if isclass(one) else []
+        for function in [one, *methods] if isclass(one) or isfunction(one) else []:
+            signature(function, eval_str=True)

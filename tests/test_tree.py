@@ -1,8 +1,11 @@
 """Tests of the tree itself: the library is what the notebooks say, and the notebooks are fit to be read."""
 
 import ast
+import contextlib
 import functools
 import hashlib
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -342,10 +345,12 @@ def test_starts_fast(code, slow):
     assert not loaded & set(slow.split())
 
 
-def test_the_site_can_read_every_signature():
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_site_can_read_every_signature(path):
     "The website evaluates the annotations of public functions and of classes, inherited ones included."
-    modules = [import_module(f"course_ml.{path.stem}") for path in sorted((ROOT / "course_ml").glob("[a-z]*.py"))]
-    for one in (getattr(module, name) for module in modules for name in getattr(module, "__all__", [])):
-        methods = [value for value in vars(one).values() if isfunction(value)] if isclass(one) else []
-        for function in [one, *methods] if isclass(one) or isfunction(one) else []:
-            signature(function, eval_str=True)
+    module = importlib.import_module(f"course_ml.{path.stem}")
+    for public in [getattr(module, name) for name in getattr(module, "__all__", [])]:
+        methods = [value for value in vars(public).values() if inspect.isfunction(value)] if inspect.isclass(public) else []
+        for one in [public, *methods] if callable(public) else []:
+            with contextlib.suppress(ValueError):  # an exception has no signature
+                inspect.signature(one, eval_str=True)

@@ -350,7 +350,7 @@ def test_the_site_can_read_every_signature(path):
     "The website evaluates the annotations of public functions and of classes, inherited ones included."
     module = importlib.import_module(f"course_ml.{path.stem}")
     for public in [getattr(module, name) for name in getattr(module, "__all__", [])]:
-        methods = [value for value in vars(public).values() if inspect.isfunction(value)] if inspect.isclass(public) else []
-        for one in [public, *methods] if callable(public) else []:
+        inside = vars(public).values() if inspect.isclass(public) else []
+        for one in [public, *filter(inspect.isfunction, inside)] if callable(public) else []:
             with contextlib.suppress(ValueError):  # an exception has no signature
                 inspect.signature(one, eval_str=True)

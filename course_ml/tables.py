@@ -71,9 +71,9 @@ def _open_table(path, places, options, finders=None):
 
 def _columns(opened, options):
     "The columns of images, split and groups, each row's split, and what to say of it."
-    split, splits, reading = choose_split(opened.table, options.split_column)
+    split, splits, reading = choose_split(opened.table, options.split_column, options.label_column)
     groups = group_columns(opened.table, options.group_column)
-    return [opened.image, *([split] if split else []), *groups], groups, splits, reading
+    return [opened.image, *split, *groups], groups, splits, reading
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")

@@ -228,6 +228,14 @@ def test_a_row_number_is_not_the_image(tmp_path):
     assert list(dataset.items.location) == ["1.png", "2.png", "3.png", "4.png", "5.png", "0.png"]
 
 
+def test_a_row_number_that_fits_more_images_than_the_ids_is_not_the_image(tmp_path):
+    ids = [(7 * i + 3) % 12 for i in range(12)]
+    rows = [f"{row},{99 if row == 5 else i},{'cat' if i % 2 else 'dog'}" for row, i in enumerate(ids)]
+    dataset = read(tmp_path, {"labels.csv": "\n".join([",id,label", *rows])} | images("{}.png", 12))
+    expected = {f"{i}.png": "cat" if i % 2 else "dog" for row, i in enumerate(ids) if row != 5}
+    assert dict(zip(dataset.items.location, labels_of(dataset))) == expected
+
+
 def test_images_that_no_row_names_are_listed(tmp_path):
     files = images("cat/{}.png", 6) | images("fox/{}.png", 2)
     dataset = read(tmp_path, files | {"train.csv": csv("file,label", "cat/{i}.png,{c}", 6), "notes.md": "x"})
@@ -403,6 +411,43 @@ def test_a_column_that_says_yes_or_no_to_a_split(tmp_path, column, yes, no):
     dataset = read(tmp_path, images("{}.png", 12) | {"labels.csv": csv(f"file,label,{column}", "{i}.png,{c},False")
                                                      .replace("0.png,cat,False", "0.png,cat,True")})
     assert dataset.items.split[0] == yes and dataset.items.split[1] == no
+
+
+def test_columns_of_yes_and_no_are_read_together(tmp_path):
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},{int(i < 6)},{int(6 <= i < 9)},{int(i >= 9)}" for i in range(12)]
+    files = {"labels.csv": "\n".join(["file,label,is_train,is_val,is_test", *rows])} | images("{}.png", 12)
+    expected = ["train"] * 6 + ["validation"] * 3 + ["test"] * 3
+    assert list(read(tmp_path, files).items.split) == expected
+    assert list(read(tmp_path, split_column="is_train").items.split) == expected
+    write(tmp_path, {"labels.csv": "\n".join(["file,label,is_train,is_val,is_test", *rows, "0.png,cat,1,1,0"])})
+    with pytest.raises(ValueError, match="row 14: several of the columns is_train, is_val, is_test say yes"):
+        read(tmp_path)
+
+
+def test_a_column_called_as_a_split_of_yes_and_no(tmp_path):
+    write(tmp_path, images("{}.png", 12))
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},{i < 9}" for i in range(12)]
+    write(tmp_path, {"labels.csv": "\n".join(["file,label,train", *rows])})
+    assert list(read(tmp_path).items.split) == ["train"] * 9 + ["test"] * 3
+    write(tmp_path, {"labels.csv": "\n".join(["file,label,valid", *rows])})
+    dataset = read(tmp_path)
+    assert "split" not in dataset.items
+    assert "the column valid has yes and no; if it marks a split, give split_column='valid'" in dataset.reading.remarks
+    assert list(read(tmp_path, split_column="valid").items.split) == ["validation"] * 9 + ["train"] * 3
+    write(tmp_path, {"labels.csv": "file,train,bus\n" + "\n".join(f"{i}.png,{i % 2},{1 - i % 2}" for i in range(12))})
+    assert read(tmp_path).classes == ["bus", "train"]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("split.json", json.dumps({split: [f"{c}/{i}.png" for c in ("cat", "dog") for i in numbers]
+                               for split, numbers in (("train", (0, 1, 2)), ("test", (3,)))})),
+    ("list.txt", "\n".join(f"{c}/{i}.png {'test' if i == 3 else 'train'}" for c in ("cat", "dog") for i in range(4))),
+])
+def test_names_of_splits_are_no_classes(tmp_path, name, content):
+    write(tmp_path, {name: content} | images("cat/{}.png", 4) | images("dog/{}.png", 4))
+    dataset = read(tmp_path)
+    assert dataset.classes == ["cat", "dog"]
+    assert set(dataset.items.location[dataset.items.split == "test"]) == {"cat/3.png", "dog/3.png"}
 
 
 def test_groups(tmp_path):

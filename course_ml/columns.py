@@ -22,7 +22,7 @@ from .table_files import Table
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'YES', 'NO', 'GROUP_WORDS', 'NA_WORDS', 'PLURALS', 'plain_name',
            'named_column', 'image_column', 'with_header', 'choose_split', 'group_columns', 'offer_groups', 'group_rows',
-           'Labels', 'NoLabels', 'choose_labels']
+           'Labels', 'remarks_on_names', 'NoLabels', 'choose_labels']
 
 # %% ../nbs/library/columns.ipynb #co000006
 IMAGE_COLUMNS = ("file", "filename", "file_name", "filenames", "files", "image", "images", "image_file", "image_name",
@@ -172,7 +172,8 @@ def _unknown_split(table, column, unknown):
 # %% ../nbs/library/columns.ipynb #co000014
 GROUP_WORDS = {"patient", "subject", "lesion", "plant", "session", "individual", "animal", "person", "participant", "donor",
                "case", "study", "series", "sequence", "video", "clip", "scene", "burst", "specimen", "sample", "slide", "tree",
-               "plot", "site", "camera", "visit", "exam"}
+               "plot", "site", "camera", "visit", "exam", "user", "batch", "well", "plate", "farm", "photographer",
+               "observer"}
 
 def group_columns(
     table: Table,
@@ -209,7 +210,7 @@ def _is_identifier(column):
 def _is_group(column):
     "Whether a column's name is that of a thing that is photographed several times."
     words = _words(column)
-    return bool(GROUP_WORDS & {*words, words[-1].removesuffix("id")})
+    return bool(GROUP_WORDS & {*words, *(word.removesuffix("s") for word in words), words[-1].removesuffix("id")})
 
 def _words(column):
     "The words in a column's name."
@@ -244,10 +245,12 @@ class Labels:
     reading: Reading
 
 # %% ../nbs/library/columns.ipynb #co000019
-NA_WORDS = ("na", "n/a", "nan", "none", "null")
+NA_WORDS = ("na", "n/a", "nan", "none", "null", "-1", "unlabeled", "unlabelled")
 
-def _odd_names(names):
-    "Remarks on class names that may not be meant."
+def remarks_on_names(
+    names: pd.Series,  # of the class of each row
+):
+    "Yield remarks on class names that may not be meant."
     counts = names.value_counts()
     for name, count in counts.items():
         if name.casefold() in NA_WORDS:
@@ -261,7 +264,7 @@ def _odd_names(names):
 def _column_labels(table, column, also):
     "The labels in a column; `also` are columns that could be meant instead."
     names = table.cells[column].str.normalize("NFC").str.strip()
-    reading = Reading().decide(f"labels: column {column}").remark(*_odd_names(names))
+    reading = Reading().decide(f"labels: column {column}").remark(*remarks_on_names(names))
     if also:
         reading = reading.remark(f"the labels could also be the column {' or '.join(also)}: choose with label_column")
     return Labels(names, names.map(lambda name: "" if name else "no label"), (column,), reading)

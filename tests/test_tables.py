@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -692,3 +693,58 @@ def test_a_worker_gets_the_place_of_the_images(tmp_path, save):
     sent = pickle.dumps(dataset.source)
     assert len(sent) < 2000 < array.nbytes
     assert np.array_equal(np.asarray(pickle.loads(sent).image(399)), array[399])
+
+
+def noise(count, high=256, kind="uint8"):
+    return np.random.default_rng(0).integers(0, high, (count, 8, 8, 3)).astype(kind)
+
+
+@pytest.mark.parametrize("train, test, told", [
+    (noise(12) / 255, noise(6, kind="float64"), "x_train to 1, x_test to 255"),
+    (noise(12, kind="uint16"), noise(6, 60_000, "uint16"), "x_train to 255, x_test to more than 255"),
+])
+def test_splits_that_are_scaled_differently_are_refused(tmp_path, train, test, told):
+    labels = {"y_train": np.arange(12) % 2, "y_test": np.arange(6) % 2}
+    np.savez(tmp_path / "x.npz", x_train=train, x_test=test, **labels)
+    with pytest.raises(ValueError, match=re.escape(f"the splits are scaled differently ({told})")):
+        read_dataset(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", x_train=train, x_test=train[:6], **labels)
+    assert len(read_dataset(tmp_path / "y.npz")) == 18
+
+
+def test_groups_in_arrays_are_offered_and_used(tmp_path):
+    np.savez(tmp_path / "x.npz", images=noise(12), labels=np.arange(12) % 2 - 1, patients=np.arange(12) // 4)
+    dataset = read_dataset(tmp_path / "x.npz")
+    assert dataset.reading.offered_groups == ("patients",)
+    assert "-1 is taken as a class (6 rows)" in remarks(dataset)
+    dataset = read_dataset(tmp_path / "x.npz", group_column="patients")
+    assert dataset.items.group.nunique() == 3
+    assert "groups: images that share patients" in dataset.reading.decisions
+
+
+@pytest.mark.parametrize("option", ["group_column", "split_column"])
+def test_an_option_for_an_array_that_is_not_there_is_refused(tmp_path, option):
+    np.savez(tmp_path / "x.npz", images=noise(12), labels=np.arange(12) % 2)
+    with pytest.raises(ValueError, match=f"x.npz has no array 'other' for {option}; its arrays are images, labels"):
+        read_dataset(tmp_path / "x.npz", **{option: "other"})
+
+
+def write_zeros(path, name, shape):
+    "Add an array of zeros that takes little room in the archive."
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{name}.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(file, header)
+        for _ in range(int(np.prod(shape)) // 2**20):
+            file.write(bytes(2**20))
+
+
+def test_arrays_that_expand_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("course_ml.arrays.MOST_BYTES", 2**22)
+    np.savez_compressed(tmp_path / "x.npz", labels=np.arange(12) % 2)
+    write_zeros(tmp_path / "x.npz", "images", (12, 2048, 2048))
+    with pytest.raises(ValueError, match="x.npz unpacks to 50,331,648 bytes, but .* are accepted"):
+        read_dataset(tmp_path / "x.npz")
+    np.savez_compressed(tmp_path / "y.npz", images=noise(12))
+    write_zeros(tmp_path / "y.npz", "labels", (12, 2**20))
+    with pytest.raises(ValueError, match="labels.npy has 12,582,912 bytes, more than the 4,194,304"):
+        read_dataset(tmp_path / "y.npz")

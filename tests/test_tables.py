@@ -343,6 +343,42 @@ def test_lists_of_the_images_of_each_split(tmp_path):
         assert list(dataset.items.split) == ["train"] * 8 + ["test"] * 4
 
 
+def test_a_table_of_one_split_does_not_replace_the_class_folders_of_others(tmp_path):  # Tiny ImageNet
+    rows = [f"val_{i}.png\tn0{i % 2}\t0\t32\t44\t62" for i in range(6)]
+    files = images("train/n00/images/{}.png", 4) | images("train/n01/images/{}.png", 4)
+    files |= images("val/images/val_{}.png", 6) | {"val/val_annotations.txt": "\n".join(rows)}
+    dataset = read_dataset(write(tmp_path, files))
+    assert dataset.classes == ["n00", "n01"] and len(dataset) == 8
+    assert "table val/val_annotations.txt not used: it is about one split" in remarks(dataset)
+    assert "6 files not used, not in a class folder" in remarks(dataset)
+    assert len(read_dataset(tmp_path, label_column="column 2")) == 6
+
+
+def test_tables_without_labels_leave_the_classes_to_folders(tmp_path):  # ImageNet of Kaggle
+    files = images("data/train/n00/n00_{}.png", 4) | images("data/train/n01/n01_{}.png", 4)
+    files |= images("data/val/v_{}.png", 4)
+    train = [f"n0{c}_{i}" for c in (0, 1) for i in range(4)]
+    for split, names in (("train", train), ("val", [f"v_{i}" for i in range(4)])):
+        rows = [f"{name},n0{i % 2} {i} 2 {i + 20} 40" for i, name in enumerate(names)]
+        files[f"{split}_solution.csv"] = "\n".join(["ImageId,PredictionString", *rows])
+    dataset = read_dataset(write(tmp_path, files))
+    assert dataset.classes == ["n00", "n01"] and len(dataset) == 8
+    assert "table train_solution.csv, val_solution.csv not used: not all their images have labels" in remarks(dataset)
+    with pytest.raises(ValueError, match="train.csv: no column of labels"):
+        read_dataset(write(tmp_path / "flat", images("{}.png", 12) | {
+            f"{split}.csv": csv("image,size", "{i}.png,{i}", 12) for split in ("train", "test")}))
+
+
+def test_an_image_in_two_splits_is_told(tmp_path):
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(12)]
+    tables = {"train.csv": rows[:8] + rows[:1], "test.csv": rows[6:]}
+    files = {name: "\n".join(["file,label", *own]) for name, own in tables.items()} | images("{}.png", 12)
+    dataset = read(tmp_path, files)
+    reasons = [f"row {i} names it too, for another split" for i in (8, 9)]
+    assert list(dataset.skipped.reason) == ["row 2 names it too", *reasons]
+    assert "row ... names it too, for another split (2)" in remarks(dataset)
+
+
 def test_a_table_of_groups_beside_class_folders(tmp_path):
     files = {f"{label}/{i}.jpg": None for label in ("cat", "dog") for i in range(6)}
     rows = "\n".join(f"{name},P{i // 2},{'train' if i % 6 else 'test'}" for i, name in enumerate(files))

@@ -17,6 +17,7 @@ from .config import Recipe
 from .crossval import CrossValidation, cross_validate, mean_and_deviation
 from .data import Check, Dataset, Split
 from .plots import show_images
+from .predictions import Predictions  # noqa: F401 an annotation that Study inherits
 from .reporting import Report
 from .runs import Run
 from .study_data import check_data, class_table, drop_small_classes, new_images, split_data, study_data

@@ -7,7 +7,9 @@ import unicodedata
 import zipfile
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -426,32 +428,96 @@ def test_other_files_are_refused_by_name(tmp_path, name):
 
 # Other programs read sane layouts in the same way
 
-SANE = {"cat": 3, "dog": 2, "owl": 4}
 
-
-@pytest.mark.parametrize("counts", [SANE, {"n02": 2, "n01": 3, "n03": 2}, {"Zebra": 2, "ant": 3}, {"2": 2, "10": 3}])
-def test_torchvision_and_keras_agree(tmp_path, counts):
-    folder = write(tmp_path / "set", counts)
-    dataset = read_dataset(folder)
+def read_by_torchvision(folder):
     theirs = ImageFolder(folder)
+    return theirs.classes, dict(Counter(theirs.classes[label] for label in theirs.targets))
+
+
+def read_by_keras(folder):
     from keras.utils import image_dataset_from_directory  # it loads TensorFlow
 
-    keras = image_dataset_from_directory(folder, image_size=(8, 8), verbose=False)
-    assert theirs.classes == keras.class_names and sorted(dataset.classes) == sorted(theirs.classes)
-    assert counts_of(dataset) == dict(Counter(theirs.classes[label] for label in theirs.targets))
-    assert len(dataset) == len(keras.file_paths)
-    numbers = all(name.isdecimal() for name in counts)  # they sort 10 before 2; this course, 2 before 10
-    assert dataset.classes == (sorted(counts, key=int) if numbers else theirs.classes)
+    theirs = image_dataset_from_directory(folder, image_size=(8, 8), verbose=False)
+    return theirs.class_names, dict(Counter(Path(path).relative_to(folder).parts[0] for path in theirs.file_paths))
 
 
-def test_torchvision_agrees_on_each_split(tmp_path):
-    folder = write(tmp_path / "set", SPLITS)
+def load_imagefolder(folder):
+    "Read a folder with Hugging Face's imagefolder, without its hub: one table a split."
+    import datasets  # slow to load
+
+    with patch.object(datasets.config, "HF_HUB_OFFLINE", True):
+        return datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder.parent / "cache"))
+
+
+def read_by_hugging_face(folder):
+    "The classes, and the number of images by class, or by split and class; images without a class are left out."
+    splits = {split: table for split, table in load_imagefolder(folder).items() if "label" in table.features}
+    names = {split: [table.features["label"].int2str(label) for label in table["label"] if label is not None]
+             for split, table in splits.items()}
+    keys = [f"{split}/{name}" if len(splits) > 1 else name for split in names for name in names[split]]
+    return next((table.features["label"].names for table in splits.values()), []), dict(Counter(keys))
+
+
+@pytest.mark.parametrize("counts", [
+    {"cat": 3, "dog": 2, "owl": 4}, {"n02": 2, "n01": 3, "n03": 2}, {"Zebra": 2, "ant": 3}, {"2": 2, "10": 3},
+    {"érable": 2, "black cat": 3, "100% [bird]": 2}], ids=" ".join)
+def test_other_programs_agree_on_class_folders(tmp_path, counts):
+    folder, first = write(tmp_path / "set", counts), min(counts)
+    (folder / first / "0.png").rename(folder / first / "0.PNG")
+    for junk in (".DS_Store", "notes.txt", f"{first}/Thumbs.db"):
+        (folder / junk).touch()
+    theirs = read_by_torchvision(folder)
+    assert theirs == read_by_keras(folder) == read_by_hugging_face(folder) == (sorted(counts), counts)
     dataset = read_dataset(folder)
-    for split in ("train", "test"):
-        theirs = ImageFolder(folder / split)
-        own = dataset.items[dataset.items.split == split]
-        assert theirs.classes == dataset.classes and theirs.targets == list(own.label)
-        assert [str(Path(path).relative_to(folder)) for path, _ in theirs.samples] == list(own.id)
+    assert counts_of(dataset) == counts
+    numbers = all(name.isdecimal() for name in counts)  # they sort 10 before 2; this course, 2 before 10
+    assert dataset.classes == sorted(counts, key=int if numbers else None)
+
+
+@pytest.mark.parametrize("counts", [SPLITS, {**SPLITS, "validation/cat": 1, "validation/dog": 2},
+                                    {**SPLITS, "val/cat": 2, "val/dog": 1}], ids=["test", "validation", "val"])
+def test_other_programs_agree_on_each_split(tmp_path, counts):
+    folder = write(tmp_path / "set", counts)
+    dataset = read_dataset(folder)
+    assert read_by_hugging_face(folder) == (dataset.classes, counts_of(dataset))
+    for name, items in dataset.items.groupby(dataset.items.id.str.split("/").str[0]):
+        theirs = ImageFolder(folder / name)
+        assert theirs.classes == dataset.classes and theirs.targets == list(items.label)
+        assert [str(Path(path).relative_to(folder)) for path, _ in theirs.samples] == list(items.id)
+        assert read_by_keras(folder / name) == read_by_torchvision(folder / name)
+
+
+DEPTH = "images in folders of different depth have no class there"
+UNKNOWN = "a test folder without classes is a class there"
+SPLIT = "a class with the name of a split is a split there"
+DIFFERENT = {
+    "flat test": DEPTH, "flat test next to classes": DEPTH, "class, then split": DEPTH, "wrappers": DEPTH,
+    "a class called train, flat test": DEPTH, "a second copy": DEPTH, "a second copy of splits": DEPTH,
+    "other folders": DEPTH, "a class without split": DEPTH,
+    "flat test in a folder": UNKNOWN, "test of unknown": UNKNOWN,
+    "brain tumors": "splits in capitals are merged there",
+    "a class called train": SPLIT, "a class called train in splits": SPLIT, "a class called test": SPLIT,
+    "a class called valid": SPLIT, "two levels": "the last folder is the class there",
+    "a test set next to the classes": "only the test set is read there"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hugging_face_agrees_or_differs_for_a_known_reason(tmp_path, layout):
+    folder = write(tmp_path / "set", LAYOUTS[layout][0])
+    dataset = read_dataset(folder)
+    agrees = read_by_hugging_face(folder) == (dataset.classes, counts_of(dataset))
+    assert agrees == (layout not in DIFFERENT), DIFFERENT.get(layout)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_hugging_face_agrees_on_a_table(tmp_path, suffix):
+    folder = write(tmp_path / "set", {"train": 4, "test": 2})
+    for split, count in {"train": 4, "test": 2}.items():
+        table = pd.DataFrame({"file_name": [f"{i}.png" for i in range(count)], "label": ["cat", "dog"] * (count // 2)})
+        path = folder / split / f"metadata.{suffix}"
+        table.to_csv(path, index=False) if suffix == "csv" else table.to_json(path, orient="records", lines=True)
+    theirs = Counter(f"{split}/{name}" for split, table in load_imagefolder(folder).items() for name in table["label"])
+    assert counts_of(read_dataset(folder)) == theirs == {"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1}
 
 
 # Images without labels

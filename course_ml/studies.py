@@ -190,7 +190,7 @@ class Study(ReportedModels):
         labels: list | None = None,  # what to write for each class; default: its number
     ) -> pd.DataFrame:  # id, label: the first three rows
         "Predict the images without labels, and write submission.csv into the report's folder."
-        new = new_images(self.name, self.real_data, self.dataset.classes, size=size, seed=self.seed + 1)
+        new = new_images(self.name, self.real_data, self.dataset, size=size, seed=self.seed + 1)
         return submit(self.report, new, self.predict(name, new, tta=tta), name, self.real_data, labels=labels)
 
     def try_networks(self,

@@ -71,9 +71,9 @@ def _open_table(path, places, options, finders=None):
 
 def _columns(opened, options):
     "The columns of images, split and groups, each row's split, and what to say of it."
-    split, splits, reading = choose_split(opened.table, options.split_column)
+    split, splits, reading = choose_split(opened.table, options.split_column, options.label_column)
     groups = group_columns(opened.table, options.group_column)
-    return [opened.image, *([split] if split else []), *groups], groups, splits, reading
+    return [opened.image, *split, *groups], groups, splits, reading
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")
@@ -277,6 +277,10 @@ def _repeated(rows):
     reasons = rows.reason.copy()
     first = usable.drop_duplicates("place").set_index("place").row
     reasons[usable.index[again]] = [f"row {row} names it too" for row in first[usable.place[again]]]
+    if "split" in rows:
+        splits = usable.drop_duplicates("place").set_index("place").split[usable.place[again]].to_numpy()
+        torn = usable.index[again][splits != usable.split[again]]
+        reasons[torn] = [f"row {row} names it too, for another split" for row in first[usable.place[torn]]]
     for _, same in usable[labels > 1].groupby("place"):
         numbers, names = ", ".join(map(str, same.row[:5])), ", ".join(same.label.unique())
         reasons[same.index] = f"rows {numbers} give it different labels: {names}"

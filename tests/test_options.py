@@ -1,6 +1,8 @@
 "The commands and notebooks that read data: one set of options, what is said, and values of papermill."
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,12 @@ def test_train_names_images_that_cannot_be_read(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "1 images cannot be read: kind 7/1.png (the file is empty)" in message
     assert f"course-ml check {tmp_path / 'set'} names all" in message and "dataset." not in message
+
+
+def test_a_reader_who_has_seen_enough_ends_a_command(tmp_path):
+    draw(tmp_path / "set", ["cat", "dog"], 3)
+    command = [sys.executable, "-m", "course_ml.command_line", "check", str(tmp_path / "set")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

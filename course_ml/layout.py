@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .data import index_classes
 from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, clean_path
 from .reading import Reading, split_named
 
@@ -307,7 +308,7 @@ def number_of(count, noun):
 def _say_classes(used, label_pattern):
     "How many classes there are, and where they come from."
     if not len(used): return
-    classes = sorted(set(used.label))
+    classes, _ = index_classes(used.label)
     source = f"by label_pattern {label_pattern!r}" if label_pattern else "by folder"
     yield f"{number_of(len(classes), 'class')} {source}: {listed(classes, 10)}"
 

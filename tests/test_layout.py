@@ -241,6 +241,7 @@ def test_a_class_with_a_comma_can_be_left_out(tmp_path):
 def test_numbers_are_names(tmp_path):
     dataset = read_dataset(write(tmp_path / "2024", {"7": 2, "12": 2, "x": 2}))
     assert dataset.name == "2024" and dataset.classes == ["7", "12", "x"]
+    assert "3 classes by folder: 7, 12, x" in dataset.reading.decisions
 
 
 # Patterns

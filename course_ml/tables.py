@@ -158,7 +158,7 @@ def _choose_tables(listing, found):
     "The tables of the splits, or the one table of a usual name. Raises `ValueError` where several are left."
     splits = {path: split_in_name(path) or _split_of_folder(path) for path in found}
     train = next((path for path in found if splits[path] == "train"), None)
-    alike = [path for path in found if train and splits[path] and found[path] == found[train]]
+    alike = [path for path in found if train and splits[path] and _same_labels(found[path], found[train])]
     if len(alike) > 1 and len({splits[path] for path in alike}) == len(alike) and len(alike) >= len(found) - 1:
         return _in_order({path: splits[path] for path in alike})
     usual = [path for path in found if PurePosixPath(path).stem.casefold() in USUAL_TABLES]
@@ -168,6 +168,10 @@ def _choose_tables(listing, found):
     if len(chosen) == 1: return chosen
     raise ValueError(f"{listing.root} has {len(found)} tables that name images and labels: {listed(found)}. "
                      "Give the path of the one to read (of an archive: unpack it first)")
+
+def _same_labels(columns, others):
+    "Whether the labels of two tables can be of one data set: a column each, or the same columns (one-hot)."
+    return columns == others or len(columns) == len(others) == 1
 
 def _split_of_folder(path):
     "The split that a folder of a path means; empty without."

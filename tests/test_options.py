@@ -150,3 +150,17 @@ def test_a_reader_who_has_seen_enough_ends_a_command(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["check", ""], ["train", "leaves_resnet50d", "--data", ""]])
+def test_an_empty_path_is_no_built_in_set(arguments, capsys):
+    assert main(arguments) == 2
+    assert "the path of the images is empty" in capsys.readouterr().err
+
+
+def test_names_do_not_control_the_terminal(tmp_path, capsys):
+    draw(tmp_path / "set", ["\x1b[31mcat", "dog\x9b2J"], 3)
+    (tmp_path / "set/\x1b[2J.txt").write_text("")
+    assert main(["check", str(tmp_path / "set")]) == 0
+    message = capsys.readouterr().out
+    assert "[31mcat" in message and "[2J.txt" in message and not re.search(r"[\x1b\x9b]", message)

@@ -307,6 +307,14 @@ def test_tables_of_the_splits_are_one_data_set(tmp_path):
     assert list(dataset.items.split) == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
 
 
+def test_tables_of_splits_may_call_their_columns_differently(tmp_path):
+    tables = {"train.csv": csv("filename,label", "{i}.png,{c}", 8),
+              "test.csv": csv("image,class", "{i}.png,{c}", 12).replace("\n0.png", "\n")}
+    dataset = read(tmp_path, tables | images("{}.png", 12))
+    assert list(dataset.items.split) == ["train"] * 8 + ["test"] * 4
+    assert labels_of(dataset) == ["cat", "dog"] * 6
+
+
 def test_the_tables_of_a_competition(tmp_path):
     files = images("images/{}.png", 9) | {"train.csv": csv("image,label", "images/{i}.png,{c}", 6),
                                           "test.csv": "image\nimages/7.png\nimages/6.png\nimages/8.png\n"}

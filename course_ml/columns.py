@@ -245,7 +245,7 @@ class Labels:
     reading: Reading
 
 # %% ../nbs/library/columns.ipynb #co000019
-NA_WORDS = ("na", "n/a", "nan", "none", "null", "-1", "unlabeled", "unlabelled")
+NA_WORDS = ("na", "n/a", "nan", "none", "null", "-1", "unlabeled")
 
 def remarks_on_names(
     names: pd.Series,  # of the class of each row

@@ -89,10 +89,10 @@ def about_split(
     dataset: "Dataset",  # that can be read
     duplicates: "pd.DataFrame | None" = None,  # `check().duplicates`
 ) -> list[str]:  # lines
-    "Say what to know of the split with which the images would be trained on."
+    "Say what to know of the split with which the images would be trained on. Raises `ReportError` if there is none."
     from course_ml.data import Split
     try: split = Split.of(dataset)
-    except ValueError as error: return [as_flags(f"No split: {error}")]
+    except ValueError as error: raise ReportError(as_flags(str(error))) from None
     return [f"Split: {split.how}", *(as_flags(f"  {sentence}") for sentence in split.remarks(dataset, duplicates))]
 
 def check_command(options):
@@ -104,7 +104,8 @@ def check_command(options):
     check = dataset.check()
     show_unused(dataset.name, pd.concat([check.skipped, check.quarantine], ignore_index=True))
     clean = dataset.without(check.quarantine).group_duplicates(check.duplicates, options.group_duplicates)
-    print(*map(printable, about_split(clean, check.duplicates)), "", sep="\n")
+    try: print(*map(printable, about_split(clean, check.duplicates)), "", sep="\n")
+    except ReportError as error: print(printable(f"No split: {error}"), end="\n\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
               "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,

@@ -110,6 +110,16 @@ def test_new_refuses_what_cannot_be_read(tmp_path, monkeypatch, capsys):
     assert not Path("reports").exists()
 
 
+def test_new_refuses_what_cannot_be_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("pets"), ["cat", "dog"], 4)
+    draw(Path("pets"), ["owl, barn"], 1)
+    assert main(["new", "pets", "--data", "pets"]) == 2 and not Path("reports").exists()
+    assert "'owl, barn' has 1. Add images, or leave the class out (--leave-out)" in capsys.readouterr().err
+    assert main(["check", "pets"]) == 0 and "No split: pets: 3 splits need" in capsys.readouterr().out
+    assert main(["new", "pets", "--data", "pets", "--leave-out", "owl, barn"]) == 0
+
+
 def test_advice_names_options_that_the_command_has(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_table(Path("table"))

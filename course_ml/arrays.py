@@ -5,6 +5,7 @@
 # %% ../nbs/library/arrays.ipynb #ar000003
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import zipfile
@@ -16,8 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
 
+from .columns import offer_groups, remarks_on_names
 from .data import Dataset, index_classes
-from .image_sources import ArrayImages
+from .decoding import array_range
+from .image_sources import MOST_BYTES, MOST_RATIO, MOST_UNPACKED, ArrayImages
 from .layout import listed
 from .listing import Listing
 from .provenance import cached_file, file_digest, make_key
@@ -49,7 +52,9 @@ class StoredArray:
         return zipfile.ZipFile(self.path).open(self.member) if self.member else open(self.path, "rb")
 
     def values(self) -> np.ndarray:
-        "Read the array into memory. Raises `ValueError` for a damaged file."
+        "Read the array into memory. Raises `ValueError` for a damaged file, or one that is too large."
+        if self.size > MOST_BYTES:
+            raise ValueError(f"{self.name} has {self.size:,} bytes, more than the {MOST_BYTES:,} that are read into memory")
         with self.open() as file:
             try: content = file.read(self.start + self.size + 1)[self.start:]
             except _DAMAGED as error: raise ValueError(f"{self.name}: damaged ({error})") from None
@@ -134,6 +139,10 @@ def _join(arrays, target):
     "Write arrays one after the other to an npy file. Raises `ValueError` for a damaged one."
     shape = (sum(array.shape[0] for array in arrays), *arrays[0].shape[1:])
     needed, free = sum(array.size for array in arrays), shutil.disk_usage(Path(target).parent).free
+    stored = sum(path.stat().st_size for path in {array.path for array in arrays})
+    most = max(MOST_BYTES, min(MOST_UNPACKED, MOST_RATIO * stored))
+    if needed > most:
+        raise ValueError(f"{arrays[0].path} unpacks to {needed:,} bytes, but {most:,} are accepted; save it uncompressed")
     if needed > free:
         raise ValueError(f"{arrays[0].path} needs {needed:,} bytes in the cache, where {free:,} are free")
     header = {"descr": npy.dtype_to_descr(arrays[0].dtype), "fortran_order": False, "shape": shape}
@@ -193,8 +202,16 @@ def _sets(path, arrays, options):
                          "images and labels, train_images and train_labels (val, test), or x_train and y_train")
     if len(complete) > 1 and "" in complete:
         raise ValueError(f"{path} has images both with and without a split: {listed(arrays, 20)}")
+    _check_options(path, arrays, complete, options)
     order = [split for split in ("", "train", "validation", "test") if split in complete]
     return {split: complete[split] for split in order}, _unused(sets, complete)
+
+def _check_options(path, arrays, sets, options):
+    "Raise `ValueError` for an option that names an array which is not there."
+    asked = {"groups": ("group_column", options.group_column), "split": ("split_column", options.split_column)}
+    for role, (option, wanted) in asked.items():
+        if wanted and not all(role in roles for roles in sets.values()):
+            raise ValueError(f"{path} has no array {wanted!r} for {option}; its arrays are {listed(arrays, 20)}")
 
 def _unused(sets, complete):
     "The arrays that are not used."
@@ -263,11 +280,30 @@ def dataset_from_arrays(
     if "id" not in items: items["id"] = [f"{row:06d}" for row in range(len(items))]
     if "group" not in items: items["group"] = items.id
     images, notes = _upright(mapped_images([roles["images"] for roles in sets.values()]))
+    _check_ranges(path, images, [roles["images"] for roles in sets.values()])
     try: source = ArrayImages(images)
     except ValueError as error: raise ValueError(f"{path}: {error}") from None
     notes += [note for _, notes in parts[:1] for note in notes]
     reading = Reading().decide(_describe_sets(sets), *notes).remark(*_say_unused(unused))
-    return _with_classes(name, path, items, classes, source, reading)
+    return _with_classes(name, path, items, classes, source, reading + _say_columns(items, options))
+
+def _check_ranges(path, images, arrays):
+    "Raise `ValueError` where the arrays of different splits are scaled differently, e.g. one to 1, one to 255."
+    if len(arrays) == 1 or images.dtype == np.uint8: return
+    ends, ranges = np.cumsum([array.shape[0] for array in arrays]), {}
+    for array, end in zip(arrays, ends):
+        with contextlib.suppress(ValueError):  # the values of one split alone may not tell
+            ranges[array.short_name] = min(array_range(images[end - array.shape[0]:end]), 256)
+    if len(set(ranges.values())) < 2: return
+    told = ", ".join(f"{name} to {most if most < 256 else 'more than 255'}" for name, most in ranges.items())
+    raise ValueError(f"{path}: the splits are scaled differently ({told}); scale all of them alike")
+
+def _say_columns(items, options):
+    "What is said of groups, of arrays that may be groups, and of odd names of classes."
+    cells = items.drop(columns=["id", "location", "group", "split", "class"], errors="ignore").astype(str)
+    has_groups = (items.group != items.id).any()
+    groups = [f"groups: images that share {options.group_column or 'groups'}"] if has_groups else []
+    return offer_groups(cells, items["class"], []).decide(*groups).remark(*remarks_on_names(items["class"]))
 
 def _class_names(arrays):
     "The names in an array `classes`; none without."
@@ -277,11 +313,9 @@ def _class_names(arrays):
 def _read_set(path, split, roles, classes):
     "The items of a split with their class names, and sentences. Raises `ValueError` where lengths do not fit."
     count = roles["images"].shape[0] if roles["images"].shape else 0
-    name = roles["labels"].name
-    labels = roles["labels"].values()
-    if not labels.ndim or len(labels) != count:
-        raise ValueError(f"{name}: {count} images but {labels.shape} labels")
-    names, notes = _label_names(name, labels, classes)
+    name, shape = roles["labels"].name, roles["labels"].shape
+    if shape[:1] != (count,): raise ValueError(f"{name}: {count} images but {shape} labels")
+    names, notes = _label_names(name, roles["labels"].values(), classes)
     items = pd.DataFrame({"class": pd.Series(names, dtype=str)})
     if split: items["split"] = split
     own = {"ids": "id", "groups": "group"}

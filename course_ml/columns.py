@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from .table_files import Table
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'YES', 'NO', 'GROUP_WORDS', 'NA_WORDS', 'PLURALS', 'plain_name',
            'named_column', 'image_column', 'with_header', 'choose_split', 'group_columns', 'offer_groups', 'group_rows',
-           'Labels', 'NoLabels', 'choose_labels']
+           'Labels', 'remarks_on_names', 'NoLabels', 'choose_labels']
 
 # %% ../nbs/library/columns.ipynb #co000006
 IMAGE_COLUMNS = ("file", "filename", "file_name", "filenames", "files", "image", "images", "image_file", "image_name",
@@ -65,14 +64,15 @@ def image_column(
     return columns[ranks.index(max(ranks))] if any(rank[0] for rank in ranks) else ""
 
 def _rank_images(column, names, finder, path, is_wanted):
-    "How well a column names images: whether it does at all, with suffixes, how many, with a usual name."
+    "How well a column names images: whether it does at all, with suffixes, with a usual name, how many."
     found = [bool(place) for place in finder.find(names, path)]
     distinct = len({name for name, is_found in zip(names, found) if is_found})
     usual = [*IMAGE_COLUMNS, plain_name(column)].index(plain_name(column))
     is_sure = is_wanted or usual < len(IMAGE_COLUMNS)
     enough = distinct >= 1 if is_sure else distinct >= 2 and 2 * sum(found) >= len(names)
     suffixed = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
-    return (enough, 2 * suffixed > len(names), distinct, -usual) if enough else (False,)
+    known = usual if 2 * distinct >= len(names) else len(IMAGE_COLUMNS)  # a number of the row may fit more images
+    return (enough, 2 * suffixed > len(names), -known, distinct, -usual) if enough else (False,)
 
 def with_header(
     table: Table,  # as read: its first row names the columns
@@ -101,36 +101,64 @@ def _is_binary(column):
 def choose_split(
     table: Table,
     wanted: str = "",  # the column asked for
-) -> tuple[str, pd.Series | None, Reading]:  # the column, or ""; each row's split, "" for an empty cell
+    label: str = "",  # a column that is asked for as label
+) -> tuple[list[str], pd.Series | None, Reading]:  # the columns; each row's split, "" for none
     "Return the split that came with a table. Raises `ValueError` for values that are no splits."
-    usual = [column for column in table.cells if plain_name(column) in SPLIT_COLUMNS]
-    columns = [named_column(table, wanted, "split_column")] if wanted else usual + list(_marks(table))
-    reading = Reading()
-    for column in columns:
+    marks, reading = _marks(table), Reading()
+    usual = [column for column in table.cells if _is_split_name(column) or _has_only_splits(table.cells[column])]
+    columns = [named_column(table, wanted, "split_column")] if wanted else [one for one in usual if one != label]
+    for column in (one for one in columns if one not in marks):
         values = table.cells[column].str.strip()
-        splits = values.map({value: _marks(table).get(column, split_named)(value) for value in values.unique()})
+        splits = values.map({value: split_named(value) for value in values.unique()})
         unknown = values[(splits == "") & (values != "")]
         if not len(unknown) and (splits != "").any():
-            counts = ", ".join(f"{count} {split}" for split, count in splits[splits != ""].value_counts().items())
-            return column, splits, reading.decide(f"split: column {column} ({counts})")
+            return [column], splits, reading.decide(f"split: column {column} ({_count_splits(splits)})")
         if wanted or (splits != "").any(): raise ValueError(_unknown_split(table, column, unknown))
         if len(unknown):
             reading = reading.remark(f"the column {column} is not used as a split: {_examples(unknown)} are no splits")
-    return "", None, reading
+    if unsure := [] if wanted else _unsure_marks(table, marks):
+        return [], None, reading.remark(f"the column {unsure[0]} has yes and no; if it marks a split, "
+                                        f"give split_column={unsure[0]!r}")
+    if not marks: return [], None, reading
+    splits = _split_of_marks(table, marks)
+    return list(marks), splits, reading.decide(f"split: column {', '.join(marks)} ({_count_splits(splits)})")
+
+def _count_splits(splits):
+    "How many rows each split has, in words."
+    return ", ".join(f"{count} {split}" for split, count in splits[splits != ""].value_counts().items())
+
+def _is_split_name(column):
+    "Whether a column has a usual name of a split's, or one such as `train_val_test`."
+    words = plain_name(column).split("_")
+    return plain_name(column) in SPLIT_COLUMNS or len(words) > 1 and all(map(split_named, words))
+
+def _has_only_splits(values):
+    "Whether a column has the names of two splits, and nothing else."
+    named = set(values.str.strip().unique()) - {""}
+    return len(named) < 10 and len(set(map(split_named, named)) - {""}) > 1 and all(map(split_named, named))
 
 def _marks(table):
-    "Columns that say yes or no to being of a split, such as fastai's `is_valid`; for each, what a value means."
-    found = {}
-    for column in table.cells:
-        name = re.fullmatch("is_?([a-z]+)(_image|_img)?", plain_name(column))
-        split = split_named(name.group(1)) if name else ""
-        if split and _is_binary(table.cells[column]): found[column] = partial(_split_of_mark, split)
-    return found
+    "Columns that say yes or no to being of a split, such as fastai's `is_valid`; for each, which split."
+    named = {column: re.fullmatch("(is_?)?([a-z]+)(_image|_img)?", plain_name(column)) for column in table.cells}
+    splits = {column: split_named(name.group(2)) for column, name in named.items() if name}
+    return {column: split for column, split in splits.items() if split and _is_binary(table.cells[column])}
 
-def _split_of_mark(split, value):
-    "The split of a row that says yes or no to being of one."
-    if value.casefold() in YES: return split
-    return "test" if split == "train" else "train"
+def _unsure_marks(table, marks):
+    "The one column of yes and no that may mean something else, such as `test` or `valid`, or be one of the classes."
+    bare = [column for column in marks if not plain_name(column).startswith("is")]
+    has_label = any(plain_name(column) in LABEL_COLUMNS for column in table.cells)
+    sure = len(marks) > 1 or not bare or marks[bare[0]] == "train"
+    return [] if sure and (has_label or not bare) else bare
+
+def _split_of_marks(table, marks):
+    "The split of each row: the one that it says yes to, or else train, or else test, whichever has no column."
+    yes = table.cells[list(marks)].apply(lambda cells: cells.str.strip().str.casefold().isin(YES))
+    several = yes.sum(axis=1) > 1
+    if several.any():
+        raise ValueError(f"{table.path}, row {several.idxmax()}: several of the columns {listed(marks)} say yes, but an "
+                         "image is in one split")
+    rest = next((split for split in ("train", "test") if split not in marks.values()), "")
+    return yes.idxmax(axis=1).map(marks).where(yes.any(axis=1), rest)
 
 def _examples(values):
     return listed(map(repr, values))
@@ -144,7 +172,8 @@ def _unknown_split(table, column, unknown):
 # %% ../nbs/library/columns.ipynb #co000014
 GROUP_WORDS = {"patient", "subject", "lesion", "plant", "session", "individual", "animal", "person", "participant", "donor",
                "case", "study", "series", "sequence", "video", "clip", "scene", "burst", "specimen", "sample", "slide", "tree",
-               "plot", "site", "camera", "visit", "exam"}
+               "plot", "site", "camera", "visit", "exam", "user", "batch", "well", "plate", "farm", "photographer",
+               "observer"}
 
 def group_columns(
     table: Table,
@@ -181,7 +210,7 @@ def _is_identifier(column):
 def _is_group(column):
     "Whether a column's name is that of a thing that is photographed several times."
     words = _words(column)
-    return bool(GROUP_WORDS & {*words, words[-1].removesuffix("id")})
+    return bool(GROUP_WORDS & {*words, *(word.removesuffix("s") for word in words), words[-1].removesuffix("id")})
 
 def _words(column):
     "The words in a column's name."
@@ -216,10 +245,12 @@ class Labels:
     reading: Reading
 
 # %% ../nbs/library/columns.ipynb #co000019
-NA_WORDS = ("na", "n/a", "nan", "none", "null")
+NA_WORDS = ("na", "n/a", "nan", "none", "null", "-1", "unlabeled")
 
-def _odd_names(names):
-    "Remarks on class names that may not be meant."
+def remarks_on_names(
+    names: pd.Series,  # of the class of each row
+):
+    "Yield remarks on class names that may not be meant."
     counts = names.value_counts()
     for name, count in counts.items():
         if name.casefold() in NA_WORDS:
@@ -233,7 +264,7 @@ def _odd_names(names):
 def _column_labels(table, column, also):
     "The labels in a column; `also` are columns that could be meant instead."
     names = table.cells[column].str.normalize("NFC").str.strip()
-    reading = Reading().decide(f"labels: column {column}").remark(*_odd_names(names))
+    reading = Reading().decide(f"labels: column {column}").remark(*remarks_on_names(names))
     if also:
         reading = reading.remark(f"the labels could also be the column {' or '.join(also)}: choose with label_column")
     return Labels(names, names.map(lambda name: "" if name else "no label"), (column,), reading)

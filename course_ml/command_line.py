@@ -152,7 +152,12 @@ def main(
     "Run `course-ml`."
     if not sys.stderr.isatty(): os.environ.setdefault("COURSE_ML_PROGRESS", "0")
     options = command_line().parse_args(arguments)
-    try: options.action(options)
+    try:
+        options.action(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of a reader such as `head`, who has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ReportError, RunError) as error:
         print(f"course-ml: {error}", file=sys.stderr)
         return 2 if isinstance(error, ReportError) else 1

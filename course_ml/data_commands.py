@@ -14,9 +14,9 @@ from .notebooks import ReportError, RunError
 from .reading import as_flags, reading_options
 
 # %% auto #0
-__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'show_reading', 'show_unused', 'try_images', 'about_split',
-           'check_command', 'audit_command', 'train_command', 'train_named', 'training_data', 'advised_batch_size',
-           'can_reach', 'free_memory', 'abilities', 'doctor_command']
+__all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'printable', 'show_reading', 'show_unused', 'try_images',
+           'about_split', 'check_command', 'audit_command', 'train_command', 'train_named', 'training_data',
+           'advised_batch_size', 'can_reach', 'free_memory', 'abilities', 'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly
@@ -34,8 +34,15 @@ def load_named(
 ) -> "Dataset":
     "Load the images that a command is about. Raises `ReportError`, which names options as flags."
     from course_ml.datasets import load_dataset
+    if not all(source.values()): raise ReportError("the path of the images is empty")
     try: return load_dataset(**source, **reading_options(options))
     except (ValueError, OSError) as error: raise ReportError(as_flags(str(error))) from None
+
+def printable(
+    text: str,  # with names of files, which may have any character
+) -> str:
+    "Return a text without characters that would move a terminal's cursor or change its colors."
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 def show_reading(
     dataset: "Dataset",
@@ -43,7 +50,7 @@ def show_reading(
     "Print how a data set was read, and what is to be looked at."
     found = {"How it was read": dataset.reading.decisions, "Look at this": dataset.reading.remarks}
     for title, sentences in found.items():
-        lines = [f"  {as_flags(sentence)}" for sentence in sentences]
+        lines = [f"  {printable(as_flags(sentence))}" for sentence in sentences]
         if lines: print(title, *lines, "", sep="\n")
 
 def show_unused(
@@ -53,7 +60,8 @@ def show_unused(
     "Print what is not used and why: `MOST_LINES` of it; the whole list is in a file."
     from course_ml.provenance import atomic_path, cache_folder
     if not len(table): return
-    print(f"Not used: {len(table)}", table.head(MOST_LINES).to_string(index=False, max_colwidth=100), sep="\n")
+    shown = table.head(MOST_LINES).to_string(index=False, max_colwidth=100)
+    print(f"Not used: {len(table)}", printable(shown), sep="\n")
     if len(table) > MOST_LINES:
         path = cache_folder() / "not_used" / f"{name}.csv"
         with atomic_path(path) as temporary:
@@ -81,10 +89,10 @@ def about_split(
     dataset: "Dataset",  # that can be read
     duplicates: "pd.DataFrame | None" = None,  # `check().duplicates`
 ) -> list[str]:  # lines
-    "Say what to know of the split with which the images would be trained on."
+    "Say what to know of the split with which the images would be trained on. Raises `ReportError` if there is none."
     from course_ml.data import Split
     try: split = Split.of(dataset)
-    except ValueError as error: return [as_flags(f"No split: {error}")]
+    except ValueError as error: raise ReportError(as_flags(str(error))) from None
     return [f"Split: {split.how}", *(as_flags(f"  {sentence}") for sentence in split.remarks(dataset, duplicates))]
 
 def check_command(options):
@@ -96,14 +104,15 @@ def check_command(options):
     check = dataset.check()
     show_unused(dataset.name, pd.concat([check.skipped, check.quarantine], ignore_index=True))
     clean = dataset.without(check.quarantine).group_duplicates(check.duplicates, options.group_duplicates)
-    print(*about_split(clean, check.duplicates), "", sep="\n")
+    try: print(*map(printable, about_split(clean, check.duplicates)), "", sep="\n")
+    except ReportError as error: print(printable(f"No split: {error}"), end="\n\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
               "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
               "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
         lines = table.to_string(index=False, float_format="{:.4g}".format)
-        if len(table): print(f"{title}\n{lines}\n")
+        if len(table): print(f"{title}\n{printable(lines)}\n")
 
 # %% ../nbs/library/data_commands.ipynb #00000008
 def audit_command(options):

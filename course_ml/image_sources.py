@@ -44,11 +44,15 @@ from course_ml.provenance import (
 from .runtime import map_blocks
 
 # %% auto #0
-__all__ = ['MOST_BYTES', 'UNREADABLE', 'LEADS_OUT', 'DAMAGED_MEMBER', 'MOST_UNPACKED', 'MOST_RATIO', 'OTHER_ARCHIVES',
-           'ImageSource', 'FolderImages', 'ArchiveImages', 'ZipImages', 'TarImages', 'open_archive', 'ArrayImages']
+__all__ = ['MOST_BYTES', 'MOST_UNPACKED', 'MOST_RATIO', 'MOST_ANY_RATIO', 'UNREADABLE', 'LEADS_OUT', 'DAMAGED_MEMBER',
+           'OTHER_ARCHIVES', 'ImageSource', 'FolderImages', 'ArchiveImages', 'ZipImages', 'TarImages', 'open_archive',
+           'ArrayImages']
 
 # %% ../nbs/library/image_sources.ipynb #db206c16
 MOST_BYTES = 2**30  # of one file that is read into memory: 1 GiB
+MOST_UNPACKED = 50 * 2**30  # bytes that a compressed tar archive may have unpacked
+MOST_RATIO = 200  # how many times the archive's own size that may be
+MOST_ANY_RATIO = 2**26  # bytes that one member of a zip may have unpacked, however little is stored: 64 MiB
 UNREADABLE = "0" * 64  # the digest of what cannot be read
 
 class ImageSource:
@@ -212,7 +216,10 @@ class ZipImages(ArchiveImages):
 
     def content(self, location) -> bytes:
         "Return the bytes of a member. Raises `UnreadableImage`."
-        _check_size(_member(self, location).file_size)
+        entry = _member(self, location)
+        _check_size(entry.file_size)
+        if entry.file_size > max(MOST_ANY_RATIO, MOST_RATIO * entry.compress_size):
+            raise UnreadableImage(f"unpacks to {entry.file_size:,} bytes, more than {MOST_RATIO} times what is stored")
         return self._read(location, -1)
 
     def head(self, location) -> bytes:
@@ -249,9 +256,6 @@ def _why_not(entry, name):
     return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a device in an archive"
 
 # %% ../nbs/library/image_sources.ipynb #cd4aebd2
-MOST_UNPACKED = 50 * 2**30  # bytes that a compressed tar archive may have unpacked
-MOST_RATIO = 200  # how many times the archive's own size that may be
-
 class TarImages(ArchiveImages):
     "Members of a tar archive, compressed or not; a location is a member's name."
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .data import index_classes
 from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, clean_path
 from .reading import Reading, split_named
 
@@ -284,7 +285,8 @@ def _describe(table, label_pattern):
     "How a layout was read, from the table of its images."
     used = table[table.reason == ""]
     reading = Reading().decide(*_say_classes(used, label_pattern), *_say_splits(used), *_say_unlabeled(table))
-    return reading if label_pattern else reading + _say_levels(used)
+    reading = reading.remark(*_say_split_names(used))
+    return reading if label_pattern else (reading + _say_levels(used)).remark(*_say_uneven(used))
 
 def _say_around(folders):
     "Which folders there are around everything."
@@ -306,7 +308,7 @@ def number_of(count, noun):
 def _say_classes(used, label_pattern):
     "How many classes there are, and where they come from."
     if not len(used): return
-    classes = sorted(set(used.label))
+    classes, _ = index_classes(used.label)
     source = f"by label_pattern {label_pattern!r}" if label_pattern else "by folder"
     yield f"{number_of(len(classes), 'class')} {source}: {listed(classes, 10)}"
 
@@ -325,6 +327,27 @@ def _say_unlabeled(table):
     yield f"{number_of(len(images), 'image')} without labels, the unlabeled test set: {listed(images.folder + '/')}"
 
 # %% ../nbs/library/layout.ipynb #ly000026
+def _say_split_names(used):
+    "A remark where no folder is a split, but the names of the images begin with words that mean splits."
+    if used.split.any() or not len(used): return
+    sample = used.path.iloc[::-(-len(used) // 1000)]
+    words = {re.match(r"[^\W\d_]*", path.rpartition("/")[2])[0] for path in sample}
+    if len(set(map(split_named, words))) < 2 or not all(map(split_named, words)): return
+    yield (f"the names of the images begin with {listed(sorted(words))}, which are not used as splits; "
+           "if they are, put the images into folders of these names")
+
+def _say_uneven(used):
+    "A remark where some class folders have all their images in folders, and others have none."
+    each_once = used[["label", "below"]].drop_duplicates()
+    deep, flat = {}, set(each_once.label[each_once.below == ""])
+    for name, below in each_once.values:
+        deep.setdefault(name, set()).add(below.split("/")[0])
+    deep = {name: inside for name, inside in deep.items() if name not in flat and len(inside) > 1}
+    if not deep or not flat: return
+    name, inside = next(iter(deep.items()))
+    yield (f"the folder {name} has its images in the folders {listed(sorted(inside))}, {listed(sorted(flat))} have none; "
+           f"if the classes are those in {name}, give its path; if they are the last folder, label_pattern={LAST_FOLDER!r}")
+
 def _say_levels(used):
     "What is said of folders inside class folders, and of classes that are called like a split."
     reading = Reading()

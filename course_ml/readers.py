@@ -14,17 +14,18 @@ import numpy as np
 import pandas as pd
 
 from .arrays import dataset_from_arrays, find_arrays
+from .columns import NoLabels
 from .data import Dataset, index_classes
 from .image_sources import FolderImages
 from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of
 from .listing import BY_PROGRAM, HIDDEN, TEXT, Listing, clean_path, is_archive, list_files
-from .reading import Reading, ReadOptions
+from .reading import Reading, ReadOptions, split_named
 from .table_files import TABLE_SUFFIXES
 from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NO_DATA', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled',
-           'class_numbers']
+__all__ = ['COLUMNS', 'SPLIT_FILES', 'SPLIT_FILE', 'NO_DATA', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders',
+           'names_in_list', 'read_unlabelled', 'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
 def read_dataset(
@@ -71,11 +72,31 @@ def _read_tables(name, listing, tables, options):
     dataset = dataset_from_table(name, listing, tables, options)
     return _also_skipped(dataset, listing.set_aside)
 
+def _read_tables_or_folders(name, listing, tables, options):
+    "The data set of tables; of class folders where the tables have no labels for all images, or are about one split."
+    about_one = len(tables) == 1 and _is_beside_classes(listing, tables[0])
+    given = [column for column in COLUMNS if getattr(options, column)]
+    if given or not about_one:
+        try: return _read_tables(name, listing, tables, options)
+        except NoLabels:
+            if given or decide_layout(listing.paths).images.label.nunique() < 2: raise
+    reason = "it is about one split, and others have class folders" if about_one else "not all their images have labels"
+    dataset = dataset_from_folders(name, listing, options)
+    return replace(dataset, reading=dataset.reading.remark(f"table {listed(tables)} not used: {reason}"))
+
+def _is_beside_classes(listing, table):
+    "Whether a table is in the folder of one split without classes, while the others have class folders."
+    folder = clean_path(table).rpartition("/")[0]
+    if not split_named(folder.rpartition("/")[2]): return False
+    labeled = decide_layout(listing.paths).images
+    inside = any(clean_path(path).startswith(f"{folder}/") for path in labeled.path)
+    return labeled.label.nunique() > 1 and not inside
+
 def _read_files(name, listing, options):
     "The files of a folder or an archive as a data set: by its arrays, its table, or its layout."
     if arrays := find_arrays(listing): return _read_arrays(name, arrays, options)
     tables, reading = _tables_of(listing, options)
-    if tables: dataset = _read_tables(name, listing, tables, options)
+    if tables: dataset = _read_tables_or_folders(name, listing, tables, options)
     elif archive := _only_archive(listing): return _read_inside(name, listing, archive, options)
     else: dataset = dataset_from_folders(name, listing, options, reading)
     return replace(dataset, reading=dataset.reading + reading)
@@ -115,6 +136,9 @@ def _also_skipped(dataset, pairs):
     "The data set with more that was left out, and why."
     skipped = pd.concat([dataset.skipped, _table_of_skipped(pairs)], ignore_index=True)
     return replace(dataset, skipped=skipped, reading=dataset.reading + _say_left_out(pairs))
+
+SPLIT_FILES = (*TABLE_SUFFIXES, ".mat", ".npy", ".npz", ".pkl", ".xml", ".yaml", ".yml", ".lst")
+SPLIT_FILE = re.compile(r"(?<![a-z])(train|training|splits?|folds?|kfold|partitions?)(?![a-z])", re.IGNORECASE)
 
 NO_DATA = (HIDDEN, BY_PROGRAM, TEXT, NO_IMAGE)  # reasons that nobody needs to look at
 
@@ -192,7 +216,7 @@ def _finish(dataset, options):
     dataset = _with_clean_classes(dataset)
     if options.leave_out: dataset = _leave_out(dataset, options.leave_out)
     _check_classes(dataset)
-    return replace(dataset, reading=dataset.reading.remark(*_say_alike(dataset.classes)))
+    return replace(dataset, reading=dataset.reading.remark(*_say_alike(dataset.classes), *_say_split_files(dataset)))
 
 def _with_clean_classes(dataset):
     "The data set with names of classes in Unicode's form NFC, without spaces around them; equal ones become one."
@@ -209,6 +233,15 @@ def _check_classes(dataset):
     what = f"all images have the class {dataset.classes[present[0]]!r}" if present else "no image has a class"
     raise ValueError(f"{dataset.name}: {what}; a data set needs two classes. "
                      f"It was read like this: {'; '.join(dataset.reading.decisions)}")
+
+def _say_split_files(dataset):
+    "A remark on files that are not used although by their names they say what is for training."
+    if "split" in dataset.items: return
+    others = dataset.skipped.id[dataset.skipped.reason == NO_IMAGE]
+    others = [path for path in others if path.lower().endswith(SPLIT_FILES)]
+    if named := [path for path in others if SPLIT_FILE.search(path.rpartition("/")[2])]:
+        yield (f"LOOK AT {listed(named)}: by the name it has a split, but none is read from it. To use it, write a table "
+               "with the columns file, label and split")
 
 def _say_alike(classes):
     "A remark for every group of class names that differ only in capitals."
@@ -246,13 +279,19 @@ def read_unlabelled(
     name: str = "",  # for titles; default: the path's own name
     image_column: str = "",  # of a table: the images; default: one with a usual name
     label_pattern: str = "",  # as for the labeled images, where both are in one folder
+    like: Dataset | None = None,  # the labeled images: those of more than 8 bits here get the same range
 ) -> Dataset:  # in the order of the table, or by name; every label is 0, and means nothing
     "Read images without labels. Raises `ValueError` for an image that is not there: none may be left out."
     path, options = Path(path), ReadOptions(image_column=image_column, label_pattern=label_pattern)
     name = name or _name_of(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return unlabelled_from_table(name, list_files(path.parent), path.name, classes, options)
-    listing = list_files(path)
+        dataset = unlabelled_from_table(name, list_files(path.parent), path.name, classes, options)
+    else: dataset = _unlabelled_from_files(name, list_files(path), classes, options)
+    if like: dataset.source.ranges = dataset.source.ranges | like.source.ranges
+    return dataset
+
+def _unlabelled_from_files(name, listing, classes, options):
+    "The images without labels of a folder or an archive."
     images = _without_labels(listing, options)
     ids = _ids_of(images)
     items = pd.DataFrame({"id": ids, "location": images, "label": 0, "group": ids})

@@ -106,5 +106,5 @@ def split_named(
 ) -> str:  # "train", "validation" or "test"; "" for a name that is none of them
     "Return which split a name means; case, separators, numbers and last words such as `set` do not count."
     letters = re.sub(r"[\W_\d]+", "", name.casefold())
-    word = re.sub(r"(?<=.)(dataset|data|set|split|images?|imgs?|photos|folder)+$", "", letters)
+    word = re.sub(r"(?<=.)(dataset|data|set|split|images?|imgs?|photos|folder|list)+$", "", letters)
     return SPLIT_NAMES.get(word, "")

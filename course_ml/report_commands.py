@@ -173,7 +173,7 @@ def diff_command(options):
     print(f"Page: {options.output}")
 
 def new_command(options):
-    "Begin a report on some images; say how they are read. Raises `ReportError` for images that cannot be read."
+    "Begin a report on some images; say how they are read. Raises `ReportError` if no report can be made of them."
     from course_ml.new_reports import check_new, new_study
     root = find_root()
     check_new(options.name, options.data, root)

@@ -17,6 +17,7 @@ from .config import Recipe
 from .crossval import CrossValidation, cross_validate, mean_and_deviation
 from .data import Check, Dataset, Split
 from .plots import show_images
+from .predictions import Predictions  # noqa: F401 an annotation that Study inherits
 from .reporting import Report
 from .runs import Run
 from .study_data import check_data, class_table, drop_small_classes, new_images, split_data, study_data
@@ -189,7 +190,7 @@ class Study(ReportedModels):
         labels: list | None = None,  # what to write for each class; default: its number
     ) -> pd.DataFrame:  # id, label: the first three rows
         "Predict the images without labels, and write submission.csv into the report's folder."
-        new = new_images(self.name, self.real_data, self.dataset.classes, size=size, seed=self.seed + 1)
+        new = new_images(self.name, self.real_data, self.dataset, size=size, seed=self.seed + 1)
         return submit(self.report, new, self.predict(name, new, tta=tta), name, self.real_data, labels=labels)
 
     def try_networks(self,

@@ -67,11 +67,11 @@ def study_sets(
 def new_images(
     name: str,  # of a synthetic set
     real_data: str,  # folder with the real images and their test.csv; "": synthetic images
-    classes: list[str],  # what the images may show
+    like: Dataset,  # the labeled images
     **synthetic,  # options of `make_synthetic`: size (pixels), seed, ...
 ) -> Dataset:  # its labels mean nothing
     "Read the images without labels that a submission is about, or draw 40 synthetic ones."
-    if real_data: return read_unlabelled(Path(real_data) / "test.csv", classes)
+    if real_data: return read_unlabelled(Path(real_data) / "test.csv", like.classes, like=like)
     return make_synthetic(name, images=40, **synthetic)[0]
 
 # %% ../nbs/library/study_data.ipynb #c9564792

@@ -247,7 +247,7 @@ class Stages:
         size: int = 64,  # side of synthetic images (pixels)
     ) -> pd.DataFrame:  # id, label: the first three rows
         "Predict new images by all folds of a stage's models, with test-time augmentation, and write submission.csv."
-        new = new_images(self.name, self.real_data, self.dataset.classes, size=size, seed=self.seed + 1)
+        new = new_images(self.name, self.real_data, self.dataset, size=size, seed=self.seed + 1)
         probabilities = np.mean([predict_folds(one, new, self.tta) for one in self.models[stage].values()], axis=0)
         return submit(self.report, new, probabilities, f"the models trained on {stage}", self.real_data, class_column)
 

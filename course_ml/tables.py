@@ -71,9 +71,9 @@ def _open_table(path, places, options, finders=None):
 
 def _columns(opened, options):
     "The columns of images, split and groups, each row's split, and what to say of it."
-    split, splits, reading = choose_split(opened.table, options.split_column)
+    split, splits, reading = choose_split(opened.table, options.split_column, options.label_column)
     groups = group_columns(opened.table, options.group_column)
-    return [opened.image, *([split] if split else []), *groups], groups, splits, reading
+    return [opened.image, *split, *groups], groups, splits, reading
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")
@@ -158,7 +158,7 @@ def _choose_tables(listing, found):
     "The tables of the splits, or the one table of a usual name. Raises `ValueError` where several are left."
     splits = {path: split_in_name(path) or _split_of_folder(path) for path in found}
     train = next((path for path in found if splits[path] == "train"), None)
-    alike = [path for path in found if train and splits[path] and found[path] == found[train]]
+    alike = [path for path in found if train and splits[path] and _same_labels(found[path], found[train])]
     if len(alike) > 1 and len({splits[path] for path in alike}) == len(alike) and len(alike) >= len(found) - 1:
         return _in_order({path: splits[path] for path in alike})
     usual = [path for path in found if PurePosixPath(path).stem.casefold() in USUAL_TABLES]
@@ -168,6 +168,10 @@ def _choose_tables(listing, found):
     if len(chosen) == 1: return chosen
     raise ValueError(f"{listing.root} has {len(found)} tables that name images and labels: {listed(found)}. "
                      "Give the path of the one to read (of an archive: unpack it first)")
+
+def _same_labels(columns, others):
+    "Whether the labels of two tables can be of one data set: a column each, or the same columns (one-hot)."
+    return columns == others or len(columns) == len(others) == 1
 
 def _split_of_folder(path):
     "The split that a folder of a path means; empty without."
@@ -277,6 +281,10 @@ def _repeated(rows):
     reasons = rows.reason.copy()
     first = usable.drop_duplicates("place").set_index("place").row
     reasons[usable.index[again]] = [f"row {row} names it too" for row in first[usable.place[again]]]
+    if "split" in rows:
+        splits = usable.drop_duplicates("place").set_index("place").split[usable.place[again]].to_numpy()
+        torn = usable.index[again][splits != usable.split[again]]
+        reasons[torn] = [f"row {row} names it too, for another split" for row in first[usable.place[torn]]]
     for _, same in usable[labels > 1].groupby("place"):
         numbers, names = ", ".join(map(str, same.row[:5])), ", ".join(same.label.unique())
         reasons[same.index] = f"rows {numbers} give it different labels: {names}"

@@ -26,6 +26,7 @@ from course_ml.data import Dataset
 from course_ml.decoding import UnreadableImage, decode, largest_value, set_ranges
 from course_ml.image_sources import ArrayImages, FolderImages, TarImages, ZipImages, open_archive
 from course_ml.provenance import CacheError
+from course_ml.readers import read_dataset, read_unlabelled
 
 
 def scene(seed=0, size=(48, 36)):
@@ -114,6 +115,19 @@ def test_the_range_is_the_sets_so_no_image_is_brightened(tmp_path):
     assert alone.images(4).max() == dataset.images(4).min() == 300 * 255 // 4095
     sent = pickle.loads(pickle.dumps(alone))
     assert sent.source.image("dark.tif").getpixel((0, 0))[0] == 300 * 255 // 4095
+
+
+def test_images_without_labels_get_the_range_of_those_with_labels(tmp_path):
+    for place, most in {"train/a/0": 4000, "train/b/0": 4000, "test/0": 900, "test/1": 950}.items():
+        values = np.linspace(0, most, 36 * 36).astype("uint16").reshape(36, 36)
+        put(tmp_path / f"{place}.png", encoded(Image.fromarray(values)))
+    dataset = read_dataset(tmp_path)
+    alone = read_unlabelled(tmp_path, dataset.classes)
+    unknown = read_unlabelled(tmp_path, dataset.classes, like=dataset)
+    assert list(dataset.source.ranges.values()) == list(unknown.source.ranges.values()) == [4095]
+    assert list(alone.source.ranges.values()) == [1023]
+    assert unknown.images(36).max() == 950 * 255 // 4095
+    assert pickle.loads(pickle.dumps(unknown.source)).ranges == dataset.source.ranges
 
 
 def test_another_range_is_another_key_and_another_fingerprint(tmp_path):
@@ -427,6 +441,10 @@ def test_nothing_expands_without_limit(tmp_path, monkeypatch):
     member = open_archive(zip_of(tmp_path / "bomb.zip", {"a.jpg": zeros}, compression=zipfile.ZIP_DEFLATED))
     monkeypatch.setattr(image_sources, "MOST_BYTES", 1_000_000)
     with pytest.raises(UnreadableImage, match="more than the"): member.content("a.jpg")
+    monkeypatch.setattr(image_sources, "MOST_BYTES", 2**30)
+    monkeypatch.setattr(image_sources, "MOST_ANY_RATIO", 1_000_000)
+    with pytest.raises(UnreadableImage, match="more than 200 times"): member.content("a.jpg")
+    monkeypatch.setattr(image_sources, "MOST_BYTES", 1_000_000)
     put(tmp_path / "folder" / "a.jpg", zeros)
     folder = FolderImages(tmp_path / "folder")
     with pytest.raises(UnreadableImage, match="more than the"): folder.content("a.jpg")

@@ -155,6 +155,38 @@ def test_levels_that_may_be_mistaken_are_remarked(tmp_path):
     assert "'train' is read as a class" in told(read_dataset(write(tmp_path / "two", {"train/steam": 3, "bus": 3})))
 
 
+@pytest.mark.parametrize("counts", [{"wbc/band": 3, "wbc/blast": 3, "other": 3}, {"cat/a": 2, "cat/b": 2, "dog": 3}])
+def test_folders_of_different_depth_are_remarked(tmp_path, counts):
+    dataset = read_dataset(write(tmp_path / "set", counts))
+    deep = [folder.split("/") for folder in counts if "/" in folder]
+    name, inside = deep[0][0], [folder for _, folder in deep]
+    assert f"the folder {name} has its images in the folders {', '.join(inside)}" in "".join(dataset.reading.remarks)
+    assert read_dataset(tmp_path / "set" / name).classes == inside
+
+
+def test_splits_in_the_names_of_images_are_remarked(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i, split in enumerate(["train", "train", "train", "test"]):
+            (tmp_path / name / f"{split}_{i}.png").write_bytes(png(i))
+    assert "the names of the images begin with test, train, which are not used" in told(read_dataset(tmp_path))
+    (tmp_path / "cat/other.png").write_bytes(png())
+    assert not read_dataset(tmp_path).reading.remarks
+
+
+@pytest.mark.parametrize("name, is_split", [
+    ("train_test_split.txt", True), ("lists/train_val_list.txt", True), ("split_a.json", True), ("Train.mat", True),
+    ("classes.txt", False), ("training.log", False), ("constraints.txt", False), ("test.csv", False),
+])
+def test_files_that_may_have_a_split_are_remarked(tmp_path, name, is_split):
+    folder = write(tmp_path / "set", {"images/cat": 3, "images/dog": 3, "lists": 0})
+    (folder / name).write_text("1 0\n2 1\n")
+    assert (f"LOOK AT {name}: by the name it has a split" in told(read_dataset(folder))) == is_split
+    folder = write(tmp_path / "given", SPLITS | {"lists": 0})
+    (folder / name).write_text("1 0\n2 1\n")
+    assert "LOOK AT" not in told(read_dataset(folder))
+
+
 # Names
 
 
@@ -209,6 +241,7 @@ def test_a_class_with_a_comma_can_be_left_out(tmp_path):
 def test_numbers_are_names(tmp_path):
     dataset = read_dataset(write(tmp_path / "2024", {"7": 2, "12": 2, "x": 2}))
     assert dataset.name == "2024" and dataset.classes == ["7", "12", "x"]
+    assert "3 classes by folder: 7, 12, x" in dataset.reading.decisions
 
 
 # Patterns

@@ -1,6 +1,8 @@
 "The commands and notebooks that read data: one set of options, what is said, and values of papermill."
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,16 @@ def test_new_refuses_what_cannot_be_read(tmp_path, monkeypatch, capsys):
     assert not Path("reports").exists()
 
 
+def test_new_refuses_what_cannot_be_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("pets"), ["cat", "dog"], 4)
+    draw(Path("pets"), ["owl, barn"], 1)
+    assert main(["new", "pets", "--data", "pets"]) == 2 and not Path("reports").exists()
+    assert "'owl, barn' has 1. Add images, or leave the class out (--leave-out)" in capsys.readouterr().err
+    assert main(["check", "pets"]) == 0 and "No split: pets: 3 splits need" in capsys.readouterr().out
+    assert main(["new", "pets", "--data", "pets", "--leave-out", "owl, barn"]) == 0
+
+
 def test_advice_names_options_that_the_command_has(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_table(Path("table"))
@@ -139,3 +151,26 @@ def test_train_names_images_that_cannot_be_read(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "1 images cannot be read: kind 7/1.png (the file is empty)" in message
     assert f"course-ml check {tmp_path / 'set'} names all" in message and "dataset." not in message
+
+
+def test_a_reader_who_has_seen_enough_ends_a_command(tmp_path):
+    draw(tmp_path / "set", ["cat", "dog"], 3)
+    command = [sys.executable, "-m", "course_ml.command_line", "check", str(tmp_path / "set")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["check", ""], ["train", "leaves_resnet50d", "--data", ""]])
+def test_an_empty_path_is_no_built_in_set(arguments, capsys):
+    assert main(arguments) == 2
+    assert "the path of the images is empty" in capsys.readouterr().err
+
+
+def test_names_do_not_control_the_terminal(tmp_path, capsys):
+    draw(tmp_path / "set", ["\x1b[31mcat", "dog\x9b2J"], 3)
+    (tmp_path / "set/\x1b[2J.txt").write_text("")
+    assert main(["check", str(tmp_path / "set")]) == 0
+    message = capsys.readouterr().out
+    assert "[31mcat" in message and "[2J.txt" in message and not re.search(r"[\x1b\x9b]", message)

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -228,6 +229,14 @@ def test_a_row_number_is_not_the_image(tmp_path):
     assert list(dataset.items.location) == ["1.png", "2.png", "3.png", "4.png", "5.png", "0.png"]
 
 
+def test_a_row_number_that_fits_more_images_than_the_ids_is_not_the_image(tmp_path):
+    ids = [(7 * i + 3) % 12 for i in range(12)]
+    rows = [f"{row},{99 if row == 5 else i},{'cat' if i % 2 else 'dog'}" for row, i in enumerate(ids)]
+    dataset = read(tmp_path, {"labels.csv": "\n".join([",id,label", *rows])} | images("{}.png", 12))
+    expected = {f"{i}.png": "cat" if i % 2 else "dog" for row, i in enumerate(ids) if row != 5}
+    assert dict(zip(dataset.items.location, labels_of(dataset))) == expected
+
+
 def test_images_that_no_row_names_are_listed(tmp_path):
     files = images("cat/{}.png", 6) | images("fox/{}.png", 2)
     dataset = read(tmp_path, files | {"train.csv": csv("file,label", "cat/{i}.png,{c}", 6), "notes.md": "x"})
@@ -298,6 +307,14 @@ def test_tables_of_the_splits_are_one_data_set(tmp_path):
     assert list(dataset.items.split) == ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
 
 
+def test_tables_of_splits_may_call_their_columns_differently(tmp_path):
+    tables = {"train.csv": csv("filename,label", "{i}.png,{c}", 8),
+              "test.csv": csv("image,class", "{i}.png,{c}", 12).replace("\n0.png", "\n")}
+    dataset = read(tmp_path, tables | images("{}.png", 12))
+    assert list(dataset.items.split) == ["train"] * 8 + ["test"] * 4
+    assert labels_of(dataset) == ["cat", "dog"] * 6
+
+
 def test_the_tables_of_a_competition(tmp_path):
     files = images("images/{}.png", 9) | {"train.csv": csv("image,label", "images/{i}.png,{c}", 6),
                                           "test.csv": "image\nimages/7.png\nimages/6.png\nimages/8.png\n"}
@@ -332,6 +349,42 @@ def test_lists_of_the_images_of_each_split(tmp_path):
         dataset = read(tmp_path)
         assert labels_of(dataset) == ["cat"] * 4 + ["dog"] * 4 + ["cat"] * 2 + ["dog"] * 2
         assert list(dataset.items.split) == ["train"] * 8 + ["test"] * 4
+
+
+def test_a_table_of_one_split_does_not_replace_the_class_folders_of_others(tmp_path):  # Tiny ImageNet
+    rows = [f"val_{i}.png\tn0{i % 2}\t0\t32\t44\t62" for i in range(6)]
+    files = images("train/n00/images/{}.png", 4) | images("train/n01/images/{}.png", 4)
+    files |= images("val/images/val_{}.png", 6) | {"val/val_annotations.txt": "\n".join(rows)}
+    dataset = read_dataset(write(tmp_path, files))
+    assert dataset.classes == ["n00", "n01"] and len(dataset) == 8
+    assert "table val/val_annotations.txt not used: it is about one split" in remarks(dataset)
+    assert "6 files not used, not in a class folder" in remarks(dataset)
+    assert len(read_dataset(tmp_path, label_column="column 2")) == 6
+
+
+def test_tables_without_labels_leave_the_classes_to_folders(tmp_path):  # ImageNet of Kaggle
+    files = images("data/train/n00/n00_{}.png", 4) | images("data/train/n01/n01_{}.png", 4)
+    files |= images("data/val/v_{}.png", 4)
+    train = [f"n0{c}_{i}" for c in (0, 1) for i in range(4)]
+    for split, names in (("train", train), ("val", [f"v_{i}" for i in range(4)])):
+        rows = [f"{name},n0{i % 2} {i} 2 {i + 20} 40" for i, name in enumerate(names)]
+        files[f"{split}_solution.csv"] = "\n".join(["ImageId,PredictionString", *rows])
+    dataset = read_dataset(write(tmp_path, files))
+    assert dataset.classes == ["n00", "n01"] and len(dataset) == 8
+    assert "table train_solution.csv, val_solution.csv not used: not all their images have labels" in remarks(dataset)
+    with pytest.raises(ValueError, match="train.csv: no column of labels"):
+        read_dataset(write(tmp_path / "flat", images("{}.png", 12) | {
+            f"{split}.csv": csv("image,size", "{i}.png,{i}", 12) for split in ("train", "test")}))
+
+
+def test_an_image_in_two_splits_is_told(tmp_path):
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(12)]
+    tables = {"train.csv": rows[:8] + rows[:1], "test.csv": rows[6:]}
+    files = {name: "\n".join(["file,label", *own]) for name, own in tables.items()} | images("{}.png", 12)
+    dataset = read(tmp_path, files)
+    reasons = [f"row {i} names it too, for another split" for i in (8, 9)]
+    assert list(dataset.skipped.reason) == ["row 2 names it too", *reasons]
+    assert "row ... names it too, for another split (2)" in remarks(dataset)
 
 
 def test_a_table_of_groups_beside_class_folders(tmp_path):
@@ -403,6 +456,43 @@ def test_a_column_that_says_yes_or_no_to_a_split(tmp_path, column, yes, no):
     dataset = read(tmp_path, images("{}.png", 12) | {"labels.csv": csv(f"file,label,{column}", "{i}.png,{c},False")
                                                      .replace("0.png,cat,False", "0.png,cat,True")})
     assert dataset.items.split[0] == yes and dataset.items.split[1] == no
+
+
+def test_columns_of_yes_and_no_are_read_together(tmp_path):
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},{int(i < 6)},{int(6 <= i < 9)},{int(i >= 9)}" for i in range(12)]
+    files = {"labels.csv": "\n".join(["file,label,is_train,is_val,is_test", *rows])} | images("{}.png", 12)
+    expected = ["train"] * 6 + ["validation"] * 3 + ["test"] * 3
+    assert list(read(tmp_path, files).items.split) == expected
+    assert list(read(tmp_path, split_column="is_train").items.split) == expected
+    write(tmp_path, {"labels.csv": "\n".join(["file,label,is_train,is_val,is_test", *rows, "0.png,cat,1,1,0"])})
+    with pytest.raises(ValueError, match="row 14: several of the columns is_train, is_val, is_test say yes"):
+        read(tmp_path)
+
+
+def test_a_column_called_as_a_split_of_yes_and_no(tmp_path):
+    write(tmp_path, images("{}.png", 12))
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},{i < 9}" for i in range(12)]
+    write(tmp_path, {"labels.csv": "\n".join(["file,label,train", *rows])})
+    assert list(read(tmp_path).items.split) == ["train"] * 9 + ["test"] * 3
+    write(tmp_path, {"labels.csv": "\n".join(["file,label,valid", *rows])})
+    dataset = read(tmp_path)
+    assert "split" not in dataset.items
+    assert "the column valid has yes and no; if it marks a split, give split_column='valid'" in dataset.reading.remarks
+    assert list(read(tmp_path, split_column="valid").items.split) == ["validation"] * 9 + ["train"] * 3
+    write(tmp_path, {"labels.csv": "file,train,bus\n" + "\n".join(f"{i}.png,{i % 2},{1 - i % 2}" for i in range(12))})
+    assert read(tmp_path).classes == ["bus", "train"]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("split.json", json.dumps({split: [f"{c}/{i}.png" for c in ("cat", "dog") for i in numbers]
+                               for split, numbers in (("train", (0, 1, 2)), ("test", (3,)))})),
+    ("list.txt", "\n".join(f"{c}/{i}.png {'test' if i == 3 else 'train'}" for c in ("cat", "dog") for i in range(4))),
+])
+def test_names_of_splits_are_no_classes(tmp_path, name, content):
+    write(tmp_path, {name: content} | images("cat/{}.png", 4) | images("dog/{}.png", 4))
+    dataset = read(tmp_path)
+    assert dataset.classes == ["cat", "dog"]
+    assert set(dataset.items.location[dataset.items.split == "test"]) == {"cat/3.png", "dog/3.png"}
 
 
 def test_groups(tmp_path):
@@ -647,3 +737,58 @@ def test_a_worker_gets_the_place_of_the_images(tmp_path, save):
     sent = pickle.dumps(dataset.source)
     assert len(sent) < 2000 < array.nbytes
     assert np.array_equal(np.asarray(pickle.loads(sent).image(399)), array[399])
+
+
+def noise(count, high=256, kind="uint8"):
+    return np.random.default_rng(0).integers(0, high, (count, 8, 8, 3)).astype(kind)
+
+
+@pytest.mark.parametrize("train, test, told", [
+    (noise(12) / 255, noise(6, kind="float64"), "x_train to 1, x_test to 255"),
+    (noise(12, kind="uint16"), noise(6, 60_000, "uint16"), "x_train to 255, x_test to more than 255"),
+])
+def test_splits_that_are_scaled_differently_are_refused(tmp_path, train, test, told):
+    labels = {"y_train": np.arange(12) % 2, "y_test": np.arange(6) % 2}
+    np.savez(tmp_path / "x.npz", x_train=train, x_test=test, **labels)
+    with pytest.raises(ValueError, match=re.escape(f"the splits are scaled differently ({told})")):
+        read_dataset(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", x_train=train, x_test=train[:6], **labels)
+    assert len(read_dataset(tmp_path / "y.npz")) == 18
+
+
+def test_groups_in_arrays_are_offered_and_used(tmp_path):
+    np.savez(tmp_path / "x.npz", images=noise(12), labels=np.arange(12) % 2 - 1, patients=np.arange(12) // 4)
+    dataset = read_dataset(tmp_path / "x.npz")
+    assert dataset.reading.offered_groups == ("patients",)
+    assert "-1 is taken as a class (6 rows)" in remarks(dataset)
+    dataset = read_dataset(tmp_path / "x.npz", group_column="patients")
+    assert dataset.items.group.nunique() == 3
+    assert "groups: images that share patients" in dataset.reading.decisions
+
+
+@pytest.mark.parametrize("option", ["group_column", "split_column"])
+def test_an_option_for_an_array_that_is_not_there_is_refused(tmp_path, option):
+    np.savez(tmp_path / "x.npz", images=noise(12), labels=np.arange(12) % 2)
+    with pytest.raises(ValueError, match=f"x.npz has no array 'other' for {option}; its arrays are images, labels"):
+        read_dataset(tmp_path / "x.npz", **{option: "other"})
+
+
+def write_zeros(path, name, shape):
+    "Add an array of zeros that takes little room in the archive."
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{name}.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(file, header)
+        for _ in range(int(np.prod(shape)) // 2**20):
+            file.write(bytes(2**20))
+
+
+def test_arrays_that_expand_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("course_ml.arrays.MOST_BYTES", 2**22)
+    np.savez_compressed(tmp_path / "x.npz", labels=np.arange(12) % 2)
+    write_zeros(tmp_path / "x.npz", "images", (12, 2048, 2048))
+    with pytest.raises(ValueError, match="x.npz unpacks to 50,331,648 bytes, but .* are accepted"):
+        read_dataset(tmp_path / "x.npz")
+    np.savez_compressed(tmp_path / "y.npz", images=noise(12))
+    write_zeros(tmp_path / "y.npz", "labels", (12, 2**20))
+    with pytest.raises(ValueError, match="labels.npy has 12,582,912 bytes, more than the 4,194,304"):
+        read_dataset(tmp_path / "y.npz")

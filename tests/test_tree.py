@@ -1,8 +1,11 @@
 """Tests of the tree itself: the library is what the notebooks say, and the notebooks are fit to be read."""
 
 import ast
+import contextlib
 import functools
 import hashlib
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -340,3 +343,14 @@ except SystemExit: pass
 def test_starts_fast(code, slow):
     loaded = set(run_in(ROOT, sys.executable, "-c", f"{code}\n{LOADED}").splitlines()[-1].split())
     assert not loaded & set(slow.split())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_the_site_can_read_every_signature(path):
+    "The website evaluates the annotations of public functions and of classes, inherited ones included."
+    module = importlib.import_module(f"course_ml.{path.stem}")
+    for public in [getattr(module, name) for name in getattr(module, "__all__", [])]:
+        inside = vars(public).values() if inspect.isclass(public) else []
+        for one in [public, *filter(inspect.isfunction, inside)] if callable(public) else []:
+            with contextlib.suppress(ValueError):  # an exception has no signature
+                inspect.signature(one, eval_str=True)

@@ -849,6 +849,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'course_ml/image_names.py'),
                                        'course_ml.image_names.JoinedImages._find': ( 'library/image_names.html#joinedimages._find',
                                                                                      'course_ml/image_names.py'),
+                                       'course_ml.image_names.JoinedImages.compute_digests': ( 'library/image_names.html#joinedimages.compute_digests',
+                                                                                               'course_ml/image_names.py'),
                                        'course_ml.image_names.JoinedImages.content': ( 'library/image_names.html#joinedimages.content',
                                                                                        'course_ml/image_names.py'),
                                        'course_ml.image_names.JoinedImages.head': ( 'library/image_names.html#joinedimages.head',

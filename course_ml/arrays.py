@@ -9,7 +9,6 @@ import contextlib
 import re
 import shutil
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from numpy.lib import format as npy
 from .columns import offer_groups, remarks_on_names
 from .data import Dataset, index_classes
 from .decoding import array_range
-from .image_sources import MOST_BYTES, MOST_RATIO, MOST_UNPACKED, ArrayImages
+from .image_sources import DAMAGED_MEMBER, MOST_BYTES, MOST_RATIO, MOST_UNPACKED, ArrayImages
 from .layout import listed
 from .listing import Listing
 from .provenance import cached_file, file_digest, make_key
@@ -30,7 +29,7 @@ from .reading import Reading, ReadOptions, split_named
 __all__ = ['USUAL_ARRAYS', 'StoredArray', 'stored_arrays', 'mapped_images', 'array_role', 'find_arrays', 'dataset_from_arrays']
 
 # %% ../nbs/library/arrays.ipynb #ar000006
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+_DAMAGED = (*DAMAGED_MEMBER, OSError)
 
 @dataclass(frozen=True)
 class StoredArray:

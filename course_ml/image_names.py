@@ -130,6 +130,13 @@ class JoinedImages(ImageSource):
         source, place = self._find(location)
         return source.head(place)
 
+    def compute_digests(self, locations) -> list[str]:
+        "Return the SHA-256 of each image, remembered as its own source does."
+        places, digests = [self._find(location) for location in locations], {}
+        for source in self.sources.values():
+            digests[id(source)] = iter(source.compute_digests([place for one, place in places if one is source]))
+        return [next(digests[id(source)]) for source, _ in places]
+
 def list_archives(
     listing: Listing,  # of a folder
 ) -> Listing | None:  # of what is in its archives; None without any that can be read

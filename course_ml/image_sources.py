@@ -73,7 +73,7 @@ class ImageSource:
 
     def gather(self, locations):
         "Say which images are one set, so that those of more than 8 bits get one range. Only the first call counts."
-        vars(self).setdefault("_set", list(locations))
+        if "_set" not in vars(self): self._set = list(locations)
 
     @cached_property
     def ranges(self) -> dict[str, int | None]:

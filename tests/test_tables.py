@@ -1,5 +1,6 @@
 """Tables and arrays as people have them: each kind of input is read as it is meant, or refused with the reason."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -792,3 +793,22 @@ def test_arrays_that_expand_are_refused(tmp_path, monkeypatch):
     write_zeros(tmp_path / "y.npz", "labels", (12, 2**20))
     with pytest.raises(ValueError, match="labels.npy has 12,582,912 bytes, more than the 4,194,304"):
         read_dataset(tmp_path / "y.npz")
+
+
+def test_images_in_archives_are_hashed_once(tmp_path, monkeypatch):
+    "What an archive next to a table remembers of its members counts for the data set as well."
+    for part, count in (("one", 2), ("two", 3)):
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
+            for number in range(count):
+                archive.writestr(f"{part}{number}.png", png(10 * count + number))
+    names = ["two2", "one0", "two0", "one1", "two1"]
+    (tmp_path / "train.csv").write_text("file,label\n" + "".join(f"{name}.png,{name[:3]}\n" for name in names))
+    first = read_dataset(tmp_path)
+    contents = [first.source.content(location) for location in first.items.location]
+    assert list(first.digests) == [hashlib.sha256(content).hexdigest()[:32] for content in contents]
+
+    def never(*arguments):
+        raise AssertionError("an image is read again")
+
+    monkeypatch.setattr("course_ml.image_sources.ZipImages.content", never)
+    assert read_dataset(tmp_path).fingerprint == first.fingerprint

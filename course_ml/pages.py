@@ -86,7 +86,7 @@ def render_page(
     for source in body.select(".code_cell .input_area"): _fold(source, body)
     for image in body("img"):
         before = image.find_previous(["p", "h2", "h3", "h4"])  # the caption, in most cases
-        image["alt"] = before.get_text(" ", strip=True) if before else title
+        image["alt"] = before.get_text().strip() if before else title
     return fill_page(title, str(body), footer)
 
 def _convert(notebook, code):
@@ -166,14 +166,16 @@ def _printed(page):
 # %% ../nbs/library/pages.ipynb #0000000f
 def read_table(
     path: str | Path,  # a CSV, as `Report.table` writes it
-) -> "pandas.DataFrame":  # real numbers as float, missing cells as NaN, all else as strings
+    whole=(),  # names of the columns that hold whole numbers
+) -> "pandas.DataFrame":  # numbers as float or int, missing cells as NaN, all else as strings
     "Return a table of a report."
     import pandas
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    return frame.astype(object).map(_cell)
+    return frame.astype(dict.fromkeys(whole, int)).astype(object).map(_cell)
 
 def _cell(content):
     "Return the content of a cell: a float if it looks like a real number."
+    if not isinstance(content, str): return content
     if content == "": return float("nan")
     return float(content) if re.fullmatch(r"-?\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)", content) else content
 
@@ -184,7 +186,8 @@ def export_tables(
     "Write all tables of a report in Markdown and LaTeX."
     noted, written = read_json(Path(folder) / "manifest.json").get("tables", {}), []
     for path in sorted((Path(folder) / "tables").glob("*.csv")):
-        table, (caption, digits) = read_table(path), {"caption": "", "digits": 3, **noted.get(path.stem, {})}.values()
+        caption, digits, whole = {"caption": "", "digits": 3, "whole": [], **noted.get(path.stem, {})}.values()
+        table = read_table(path, whole)
         contents = {".md": markdown_table(table, digits), ".tex": latex_table(table, path.stem, caption, digits)}
         for suffix, content in contents.items():
             written.append(Path(target) / f"{path.stem}{suffix}")

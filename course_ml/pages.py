@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .notebooks import ReportError, read_notebook
+from .notebooks import ReportError, merge_parameters, read_notebook
 from .provenance import atomic_path, package_folder, read_json
 from .reporting import latex_table, markdown_table
 
@@ -45,9 +45,11 @@ def fill_page(
 def reader_cells(
     notebook: "nbformat.NotebookNode",  # the executed notebook
 ) -> "nbformat.NotebookNode":  # a copy
-    "Return what a reader sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
+    """Return what a reader sees: the parameters of the run, no hidden cells, no title and settings of the notebook,
+    nothing from stderr."""
     from copy import deepcopy
     notebook = deepcopy(notebook)
+    merge_parameters(notebook)
     notebook.cells = [cell for cell in notebook.cells if not _is_hidden(cell)]
     if notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source = re.sub(r"(?m)\A# .*\n?|^- \w+: .*\n?", "", notebook.cells[0].source)

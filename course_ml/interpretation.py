@@ -213,7 +213,7 @@ def plot_slices(
     labels = [f"{names[str(value)]} ({n})" for value, n in zip(table.slice, table.n)]
     axis.set_yticks(range(len(table)), labels, fontsize=8)
     axis.axvline(overall, color="gray", linestyle=":")
-    axis.set(xlabel="accuracy with 95 % interval; in parentheses: images", ylim=(len(table) - 0.5, -0.5))
+    axis.set(xlabel="accuracy with 95 % interval\n(in parentheses: images)", ylim=(len(table) - 0.5, -0.5))
     return settle(figure)
 
 # %% ../nbs/06a_interpretation.ipynb #06235c1b

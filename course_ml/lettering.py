@@ -15,7 +15,8 @@ from matplotlib.text import Text
 from .names import one_line, short_names
 
 # %% auto #0
-__all__ = ['FONTS', 'fallback_fonts', 'letters_of', 'is_drawn', 'numbered_names', 'warn_once', 'drawn_names', 'letter']
+__all__ = ['FONTS', 'fallback_fonts', 'letters_of', 'is_drawn', 'missing_letters', 'numbered_names', 'warn_once', 'drawn_names',
+           'letter']
 
 # %% ../nbs/library/lettering.ipynb #lt000005
 FONTS = ("Microsoft YaHei", "Yu Gothic", "MS Gothic", "Malgun Gothic", "Nirmala UI", "Leelawadee UI", "Ebrima",
@@ -47,14 +48,20 @@ def is_drawn(
     "Return whether fonts have all letters of a text."
     return set(map(ord, text)) <= {ord("\n")}.union(*map(letters_of, families))
 
+def missing_letters(
+    text: str,
+) -> str:  # each of them once
+    "Return the letters that no font of this machine has."
+    families = [*matplotlib.rcParams["font.family"], *fallback_fonts()]
+    return "".join(sorted(letter for letter in set(text) if not is_drawn(letter, families)))
+
 # %% ../nbs/library/lettering.ipynb #lt000008
 def numbered_names(
     names: list,  # of all classes, in order
     kind: str = "class",  # what they are names of
 ) -> dict[str, str]:  # e.g. "class 3" -> the name
     "Return the names that no font of this machine can draw, by what figures write in their place."
-    families = [*matplotlib.rcParams["font.family"], *fallback_fonts()]
-    return {f"{kind} {number}": name for number, name in enumerate(names) if not is_drawn(one_line(name), families)}
+    return {f"{kind} {number}": name for number, name in enumerate(names) if missing_letters(one_line(name))}
 
 @cache
 def warn_once(

@@ -151,8 +151,18 @@ def write_pdf(
                                        extra_args=[f"--extract-media={folder}"], cworkdir=folder)
         source = page_template("print.typ") + source.replace(f'"{folder}/', '"')
         (Path(folder) / "report.typ").write_text(source, encoding="utf-8")
+        _warn_of_boxes(source)
         with atomic_path(path) as temporary:
             typst.compile(f"{folder}/report.typ", output=str(temporary))
+
+def _warn_of_boxes(text):
+    "Warn of letters that no font of this machine has: a PDF has its letters from here, a page from its reader."
+    import warnings
+
+    from course_ml.lettering import missing_letters
+    if missing := missing_letters(re.sub("[\u2066-\u2069]", "", text)):
+        warnings.warn(f"no font of this machine has the letters {missing}, so the PDF shows boxes: install a font that "
+                      "has them, e.g. Noto Sans CJK for Chinese, Japanese and Korean", stacklevel=2)
 
 def _printed(page):
     "Return the body of a page, its captions and tables as pandoc needs them."
@@ -162,7 +172,7 @@ def _printed(page):
         if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()):
             caption.name = "h6"
     for row in body("tr"): del row["style"]
-    for cell in body(["th", "td"]): cell["style"] = "text-align: left"
+    for cell in body(["th", "td"]): cell["style"] = cell.get("style", "text-align: left")
     return str(body)
 
 # %% ../nbs/library/pages.ipynb #0000000f

@@ -282,7 +282,7 @@ def gallery_rows(
 
 def _gallery_title(predictions, row: int) -> str:
     "Return predicted class and probability and, for an error, the true class."
-    labels = list(drawn_names(predictions.classes, 16).values())
+    labels = list(drawn_names(predictions.classes, 12).values())
     true, predicted = (labels[y[row]] for y in (predictions.y_true, predictions.y_pred))
     probability = f"p = {predictions.probabilities[row].max():.2f}"
     if true == predicted:

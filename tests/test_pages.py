@@ -26,7 +26,7 @@ from course_ml.command_line import main
 from course_ml.data import Dataset, Split
 from course_ml.execution import execute_notebook
 from course_ml.interpretation import plot_embedding, plot_slices
-from course_ml.lettering import drawn_names, numbered_names
+from course_ml.lettering import drawn_names, missing_letters, numbered_names
 from course_ml.names import markdown_text, one_line, short_names
 from course_ml.notebooks import write_notebook
 from course_ml.pages import export_report, read_table
@@ -201,7 +201,7 @@ def test_numbers_of_a_table(tmp_path):
                           "accuracy low": [.4, np.nan], "accuracy high": [np.nan, np.nan], "p": [1e-9, .25]})
     lines = markdown_table(frame).splitlines()
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
-    assert lines[2] == "| a | 2024 | 12,345 | 0.500\xa0(no\xa0interval) | <0.001 |" and "| – | 0.250 |" in lines[3]
+    assert lines[2] == "| a | 2024 | 12,345 | 0.500\xa0(no\xa0interval) | &lt;0.001 |" and "| – | 0.250 |" in lines[3]
     report = Report(tmp_path)
     report.table(frame, "numbers", "Numbers.")
     whole = report.made["tables"]["numbers"]["whole"]
@@ -213,10 +213,9 @@ def test_numbers_of_a_table(tmp_path):
 def hostile_report(tmp_path_factory) -> Path:
     "A new report on images of classes with such names."
     root = tmp_path_factory.mktemp("hostile")
-    classes = HOSTILE[:8] + HOSTILE[9:11]
     rng, rows = np.random.default_rng(0), []
     (root / "images").mkdir()
-    for number, name in enumerate(classes):
+    for number, name in enumerate(HOSTILE):
         for k in range(7):
             pixels = np.clip(rng.normal(40 + 20 * number, 30, (16, 16, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / f"images/{number}_{k}.png")
@@ -225,18 +224,17 @@ def hostile_report(tmp_path_factory) -> Path:
     before = os.getcwd()
     os.chdir(root)
     try:
-        assert main(["new", "hostile", "--data", "labels.csv"]) == 0
+        assert main(["new", "hostile", "--data", "labels.csv", "--label-column", "label"]) == 0
         return run_report("hostile", {"image_size": 16, "epochs": 1}, root).absolute()
     finally: os.chdir(before)
 
 
 def test_a_whole_report_with_such_names(hostile_report):
-    classes = {*HOSTILE[:8], *HOSTILE[9:11]}
-    assert set(pd.read_csv(hostile_report / "tables/per_class.csv")["class"]) >= classes
+    assert set(pd.read_csv(hostile_report / "tables/per_class.csv")["class"]) >= set(HOSTILE)
     page = BeautifulSoup((hostile_report / "report.html").read_text(encoding="utf-8"), "html.parser")
     assert not page("script") and not page.select("[onerror]") and not page.select('img[src="x"]')
     cells = {as_read(str(cell)) for cell in page("td")}
-    assert cells >= {one_line(name) for name in classes}
+    assert cells >= {one_line(name) for name in HOSTILE}
     assert not without_body(nbformat.read(hostile_report / "report.ipynb", as_version=4))
     assert "epochs = 1\n" in page.get_text()
     for figure in (hostile_report / "figures").glob("*.svg"): ElementTree.parse(figure)
@@ -248,7 +246,7 @@ def test_its_tables_for_a_document(hostile_report, tmp_path):
     from nbconvert.filters import markdown2html
     export_report(hostile_report, tmp_path / "tables")
     rendered = BeautifulSoup(str(markdown2html((tmp_path / "tables/per_class.md").read_text())), "html.parser")
-    assert {as_read(str(cell)) for cell in rendered("td")} >= {one_line(name) for name in HOSTILE[:8]}
+    assert {as_read(str(cell)) for cell in rendered("td")} >= {one_line(name) for name in HOSTILE}
     assert not rendered("img")
     latex = (tmp_path / "tables/per_class.tex").read_text(encoding="utf-8")
     body = latex[latex.index("\\midrule"):latex.index("\\bottomrule")]
@@ -257,5 +255,7 @@ def test_its_tables_for_a_document(hostile_report, tmp_path):
 
 def test_it_is_printed(hostile_report, tmp_path):
     pytest.importorskip("typst")
-    export_report(hostile_report, tmp_path / "report.pdf")
+    if missing_letters(CHINESE):
+        with pytest.warns(UserWarning, match="the PDF shows boxes"): export_report(hostile_report, tmp_path / "report.pdf")
+    else: export_report(hostile_report, tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")

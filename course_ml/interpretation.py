@@ -75,7 +75,7 @@ def grad_cam(
     "Return how much each place of an image speaks for a class. Raise `ValueError` for a Keras run."
     if run.recipe.framework != "torch":
         raise ValueError("grad_cam: this is a run of Keras; grad_cam works on torch models")
-    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam import HiResCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model = load_model(run, len(dataset.classes)).eval()
@@ -85,7 +85,7 @@ def grad_cam(
     prepared = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     images = to_batch(prepared, rows, next(model.parameters()).device)
     targets = None if labels is None else [ClassifierOutputTarget(int(label)) for label in labels]
-    with GradCAM(model, [last_feature_map(model, images)]) as camera:
+    with HiResCAM(model, [last_feature_map(model, images)]) as camera:
         return camera(images, targets)
 
 # %% ../nbs/06a_interpretation.ipynb #8cf41652
@@ -95,7 +95,7 @@ def _draw_heat(above, below, image: np.ndarray, heat: np.ndarray) -> None:
         axis.imshow(image, interpolation="none")
         axis.set_axis_off()
     edge = len(image) - 0.5
-    below.imshow(heat, cmap="magma", alpha=0.6, vmin=0, vmax=1, extent=(-0.5, edge, edge, -0.5))
+    below.imshow(heat, cmap="magma", alpha=0.8 * heat, vmin=0, vmax=1, extent=(-0.5, edge, edge, -0.5))
 
 
 def plot_grad_cam(

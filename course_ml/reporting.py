@@ -65,9 +65,9 @@ def whole_numbers(
 def named_columns(
     frame: "pandas.DataFrame",  # a table
 ) -> "pandas.DataFrame":  # with a plain index
-    "Return the table with a named or unusual index as its first column."
-    import pandas
-    plain = isinstance(frame.index, pandas.RangeIndex) and frame.index.name is None
+    "Return the table with its index as the first column, unless it only numbers the rows."
+    from pandas.api.types import is_integer_dtype
+    plain = frame.index.nlevels == 1 and frame.index.name is None and is_integer_dtype(frame.index)
     return (frame if plain else frame.reset_index()).rename_axis(columns=None)
 
 def readable_number(

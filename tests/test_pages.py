@@ -11,7 +11,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib.mathtext
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from PIL import Image
 
 from course_ml.cleaning import plot_issues
 from course_ml.command_line import main
-from course_ml.data import Dataset, Split
+from course_ml.data import Dataset
 from course_ml.execution import execute_notebook
 from course_ml.interpretation import plot_embedding, plot_slices
 from course_ml.lettering import drawn_names, missing_letters, numbered_names
@@ -59,7 +58,8 @@ def without_body(notebook) -> list[str]:
         shown = [output.get("data", {}) for output in cell.get("outputs", [])]
         for data, following in zip(shown, [*shown[1:], {}]):
             caption = CAPTION.match(data.get("text/markdown", ""))
-            if caption and not set(BODIES[caption[1]]) & set(following): lost.append(data["text/markdown"])
+            if caption and not set(BODIES[caption[1]]) & set(following):
+                lost.append(data["text/markdown"])
     return lost
 
 
@@ -70,9 +70,9 @@ def test_captions_have_bodies(path):
 
 SHOWN = {  # each of them shows one table and one figure
     "last line": "report.table(frame, 'last', 'A table.')\nreport.figure(draw(), 'last', 'A figure.')",
-    "before the last line": "report.figure(draw(), 'before', 'A figure.')\nreport.table(frame, 'before', 'A table.')\n1",
+    "before the last line": "report.figure(draw(), 'before', 'A figure.')\nreport.table(frame, 'before', 'One.')\n1",
     "if": "if True:\n    report.table(frame, 'inside', 'A table.')\n    report.figure(draw(), 'inside', 'A figure.')",
-    "for": "for name in ['loop']:\n    report.table(frame, name, 'A table.')\n    report.figure(draw(), name, 'A figure.')",
+    "for": "for name in ['loop']:\n    report.table(frame, name, 'A table.')\n    report.figure(draw(), name, 'One.')",
     "function": "def show():\n    report.table(frame, 'f', 'A table.')\n    report.figure(draw(), 'f', 'A figure.')\nshow()",
 }
 
@@ -116,8 +116,8 @@ def all_figures(classes) -> dict:
     slices = pd.DataFrame({"slice": list(classes)[:6], "n": 5, "accuracy": .5, "low": .4, "high": .6})
     return {"confusion": plot_confusion(predictions), "confusions": plot_top_confusions(predictions, dataset),
             "gallery": plot_gallery(predictions, dataset), "per_class": plot_per_class({classes[0]: predictions}),
-            "reliability": plot_reliability({name: predictions for name in list(classes)[:2]}),
-            "curves": plot_learning_curves({name: history for name in list(classes)[:2]}),
+            "reliability": plot_reliability(dict.fromkeys(list(classes)[:2], predictions)),
+            "curves": plot_learning_curves(dict.fromkeys(list(classes)[:2], history)),
             "issues": plot_issues(names, dataset), "slices": plot_slices(slices, .5),
             "map": plot_embedding(np.random.default_rng(0).random((len(predictions), 2)), predictions)}
 
@@ -256,7 +256,8 @@ def test_its_tables_for_a_document(hostile_report, tmp_path):
 def test_it_is_printed(hostile_report, tmp_path):
     pytest.importorskip("typst")
     if missing_letters(CHINESE):
-        with pytest.warns(UserWarning, match="the PDF shows boxes"): export_report(hostile_report, tmp_path / "report.pdf")
+        with pytest.warns(UserWarning, match="the PDF shows boxes"):
+            export_report(hostile_report, tmp_path / "report.pdf")
     else: export_report(hostile_report, tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 
 # %% auto #0
-__all__ = ['SCALES', 'SLACK', 'SEPARATORS', 'GROUPS', 'NUMBER', 'UNIT', 'MEAN', 'Printed', 'plain_number', 'split_printed',
-           'read_printed', 'read_share', 'read_count', 'percent_decimals', 'may_be_percent']
+__all__ = ['SCALES', 'SLACK', 'GROUPED', 'GAP', 'UNIT', 'MEAN', 'Printed', 'plain_number', 'split_printed', 'read_printed',
+           'read_share', 'read_count', 'percent_decimals', 'may_be_percent']
 
 # %% ../nbs/library/printed_numbers.ipynb #3ba6ba77
 SCALES = {"": 1, "%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -60,10 +60,9 @@ class Printed:
         return range(max(0, math.ceil(self.low * n - SLACK)), min(n, math.floor(self.high * n + SLACK)) + 1)
 
 # %% ../nbs/library/printed_numbers.ipynb #73e2a898
-SEPARATORS = ",'\u2019 \u00a0\u2009\u202f"
-GROUPS = rf"[1-9]\d{{0,2}}(?:([{SEPARATORS}])\d{{3}})(?:\1\d{{3}})*"  # of three digits
-NUMBER = re.compile(r"(-?(?:\d+\.?|(?=\.\d))(\d*)?)")
-UNIT = re.compile(r"(?P<number>-?[\d.,'\u2019\u00a0\u2009\u202f ]*[\d.])\s*(?P<unit>%|K|M|G|)\s*(?P<behind>(?:±|\+/?-|\(|\[).*|)")
+GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+"  # thousands
+GAP = re.compile("(?<=\\d)['\u2019 \u00a0\u2009\u202f](?=\\d{3})")  # between thousands, as good as a comma
+UNIT = re.compile(r"(-?[\d.,]*[\d.])\s*(%|K|M|G|)\s*(?:(?:±|\+/?-|\(|\[).*|)")
 MEAN = re.compile(r"±|\+/?-|\(\s*[\d.,]+\s*%?\s*\)")
 
 
@@ -72,8 +71,8 @@ def plain_number(
     as_count: bool = True,  # read 1,970 as a count, not as 1.970
 ) -> str:  # with a decimal point, and without separators of thousands; "" if it is no number
     "Return a printed number as Python writes it."
-    if as_count and (grouped := re.fullmatch(rf"(-?{GROUPS})(\.\d*)?", string)):
-        return re.sub(rf"[{SEPARATORS}]", "", grouped[1]) + (grouped[3] or "")
+    if as_count and re.fullmatch(rf"-?{GROUPED}(\.\d*)?", string):
+        return string.replace(",", "")
     if string.count(",") == 1 and "." not in string:
         string = string.replace(",", ".")
     return string if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", string) else ""
@@ -83,10 +82,10 @@ def split_printed(
     string: str,  # e.g. "96.7 %" or ".75 +- .010"
 ) -> tuple[str, str]:  # digits with separators, and unit
     "Return number and unit of a printed number. Raise `ValueError` for other strings."
-    match = UNIT.fullmatch(str(string).strip().replace("\u2212", "-"))
-    if not match or not (plain_number(match["number"]) or plain_number(match["number"], as_count=False)):
+    match = UNIT.fullmatch(GAP.sub(",", str(string).strip().replace("\u2212", "-")))
+    if not match or not plain_number(match[1]):
         raise ValueError(f"{string!r} is not a printed number such as .967, 96.7 %, 23.851 M or 1,970")
-    return match["number"], match["unit"]
+    return match[1], match[2]
 
 
 def _range(string, number, unit, half=None):
@@ -101,7 +100,7 @@ def read_printed(
 ) -> Printed:
     "Return the range of a printed number. Raise `ValueError` for other strings."
     number, unit = split_printed(string)
-    return _range(string, plain_number(number) or plain_number(number, as_count=False), unit)
+    return _range(string, plain_number(number), unit)
 
 
 def read_share(
@@ -120,9 +119,10 @@ def read_count(
     string: str,  # e.g. "46" or "1,970"
 ) -> int:
     "Return a printed number of images. Raise `ValueError` for other strings."
-    if not re.fullmatch(rf"{GROUPS}|\d+", str(string).strip()):
+    plain = GAP.sub(",", str(string).strip())
+    if not re.fullmatch(rf"{GROUPED}|\d+", plain):
         raise ValueError(f"{string!r} is not a number of images such as 46 or 1,970")
-    return int(re.sub(r"\D", "", str(string)))
+    return int(plain.replace(",", ""))
 
 
 def percent_decimals(

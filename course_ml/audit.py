@@ -26,7 +26,6 @@ from .audit_layers import check_parameters
 from .metrics import mcnemar_p_value
 from .printed_numbers import SLACK, Printed, read_count, read_printed
 from course_ml.published_records import (
-    AVERAGED,
     COEFFICIENTS,
     COLUMNS,
     KINDS,
@@ -45,10 +44,10 @@ from course_ml.published_records import (
 # %% auto #0
 __all__ = ['VERDICTS', 'HARMONIC', 'ALSO', 'MOST_MATRICES', 'CHECKS', 'exact_scores', 'chance_corrected', 'harmonic_f1',
            'accepted_scores', 'values_of', 'contradictions', 'readings', 'fitting', 'reading', 'counted',
-           'check_matrix', 'check_errors', 'recall_ends', 'check_auc', 'supports', 'share_of', 'names_exchanged',
-           'check_supports', 'check_stratified', 'check_split', 'weights_exchanged', 'check_weights', 'possible_counts',
-           'row_findings', 'is_harmonic', 'total_findings', 'average_ends', 'average_findings', 'check_f1',
-           'mean_findings', 'same_scores', 'between_findings', 'two_class_matrices', 'two_class_findings',
+           'check_matrix', 'cut_off_findings', 'check_errors', 'recall_ends', 'check_auc', 'supports', 'share_of',
+           'names_exchanged', 'check_supports', 'check_stratified', 'check_split', 'weights_exchanged', 'check_weights',
+           'possible_counts', 'row_findings', 'is_harmonic', 'total_findings', 'average_ends', 'average_findings',
+           'check_f1', 'mean_findings', 'same_scores', 'between_findings', 'two_class_matrices', 'two_class_findings',
            'range_findings', 'check_scores', 'impossible', 'p_value_bounds', 'significance', 'check_comparisons',
            'audit', 'compare_with_published']
 
@@ -214,15 +213,28 @@ def check_matrix(record: dict):
     for name, model, matrix in counted(record):
         words, printed = reading(model)[0], printed_scores(model)
         contradicted = ", ".join(contradictions(printed, accepted_scores(matrix_of(model), model)))
-        cut = ", ".join(contradictions(printed, accepted_scores(matrix, model), truncated=True))
         if words != "as printed":
             reason = f"{words}, it gives all printed scores"
             yield name, "impossible", f"the matrix as printed contradicts {contradicted}; {reason}"
         elif contradicted:
             reason = f"printed {contradicted}, in parentheses what it gives"
             yield name, "impossible", f"the matrix does not give: {reason}"
-        if cut and not (words == "as printed" and contradicted):
-            yield name, "not reported", f"that digits were cut off, not rounded: {cut}"
+        if words != "as printed" or not contradicted:
+            yield from cut_off_findings(name, printed, accepted_scores(matrix, model))
+
+
+def cut_off_findings(
+    name: str,  # of the model
+    printed: dict[str, Printed],  # its scores
+    accepted: list[dict[str, np.ndarray]],  # from `accepted_scores`, of its matrix
+):
+    "Yield where digits were cut off instead of rounded: everywhere, or only in some scores."
+    cut = ", ".join(contradictions(printed, accepted, truncated=True))
+    everywhere = fitting({score: number.truncated() for score, number in printed.items()}, accepted)
+    if cut and everywhere:
+        yield name, "not reported", f"that digits were cut off, not rounded: {cut}"
+    elif cut:
+        yield name, "implausible", f"digits were cut off in {cut}, but rounded in other scores"
 
 # %% ../nbs/10_audit.ipynb #ae3c91d0
 def check_errors(record: dict):
@@ -651,9 +663,9 @@ def range_findings(
         low = 0 if score in SHARES else -1
         if score in SHARES | COEFFICIENTS and not number.overlaps(low, 1):
             yield f"{name} {number.string} is not between {low} and 1"
-    for score in {"accuracy", "error rate"} & set(printed):
-        pooled = model.get("split") != "out of fold"  # the mean over folds is no share of n
-        if "n" in model and pooled and printed[score].overlaps(0, 1) and not printed[score].counts(read_count(model["n"])):
+    pooled = "n" in model and model.get("split") != "out of fold"  # the mean over folds is no share of n
+    for score in [one for one in ("accuracy", "error rate") if pooled and one in printed]:
+        if printed[score].overlaps(0, 1) and not printed[score].counts(read_count(model["n"])):
             yield f"{score} {printed[score].string}: no number of {model['n']} images is this share of them"
 
 

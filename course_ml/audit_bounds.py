@@ -89,7 +89,8 @@ def matrix_bounds(
     hits, off = np.diagonal(ends, axis1=1, axis2=2), ends * (1 - np.eye(len(classes)))
     missed, alarms = off.sum(2)[::-1], off.sum(1)[::-1]  # the most errors give the lowest score
     bounds, total = {"accuracy": _ratio(hits.sum(1), off.sum((1, 2))[::-1])}, (low + high).sum(1)
-    by_class = {"recall": _ratio(hits, missed), "precision": _ratio(hits, alarms), "F1": _ratio(2 * hits, missed + alarms)}
+    by_class = {"recall": _ratio(hits, missed), "precision": _ratio(hits, alarms)}
+    by_class["F1"] = _ratio(2 * hits, missed + alarms)
     for score, values in by_class.items():
         bounds |= {f"{score} of {c}": (values[0][k], values[1][k]) for k, c in enumerate(classes)}
         bounds[f"macro {score}"] = _mean_ends(values, None)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 
@@ -57,7 +56,8 @@ def random_matrix(
 ) -> np.ndarray:  # (C, C) counts; rows are the true classes
     "Return the confusion matrix of a random classifier."
     sizes = random.integers(20, 300, classes) if random.random() < 0.5 else random.geometric(0.02, classes)
-    skill = np.eye(classes) * random.uniform(0.0, 3) + random.dirichlet(np.ones(classes), classes) * random.uniform(0.02, 1)
+    errors = random.dirichlet(np.ones(classes), classes) * random.uniform(0.02, 1)
+    skill = np.eye(classes) * random.uniform(0.0, 3) + errors
     if classes > 2 and random.random() < 0.2:
         skill[:, random.integers(classes)] = 0  # a class that is never predicted
     return np.array([random.multinomial(size, row / row.sum()) for size, row in zip(sizes, skill + 1e-12)])

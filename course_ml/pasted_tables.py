@@ -16,11 +16,11 @@ from .printed_numbers import read_count, read_printed
 from .published_records import COLUMNS, KINDS, SHARES, check_model
 
 # %% auto #0
-__all__ = ['NAMES', 'SCORE_OF', 'KIND_OF', 'OTHER_WORDS', 'MISSING', 'NUMERIC', 'CLASS_WORDS', 'MODEL_WORDS', 'WHOLE', 'BRACKETS',
-           'KERAS', 'VALUE', 'score_name', 'average_kind', 'Line', 'plain_latex', 'cells_of', 'clean_cell', 'lines_of',
-           'Table', 'heading_of', 'row_of', 'tables_of', 'turned', 'kind_of_rows', 'read_cell', 'add_score',
-           'add_average', 'add_classes', 'add_models', 'take_brackets', 'take_named', 'add_matrix', 'add_lines',
-           'dictionary_lines', 'Pasted', 'read_pasted']
+__all__ = ['NAMES', 'SCORE_OF', 'KIND_OF', 'LATEX', 'MISSING', 'NUMERIC', 'CLASS_WORDS', 'MODEL_WORDS', 'WHOLE', 'BRACKETS',
+           'KERAS', 'AMOUNT', 'VALUE', 'score_name', 'average_kind', 'Line', 'plain_latex', 'cells_of', 'clean_cell',
+           'lines_of', 'Table', 'heading_of', 'row_of', 'tables_of', 'turned', 'kind_of_rows', 'read_cell', 'add_score',
+           'add_average', 'add_classes', 'add_models', 'take_brackets', 'take_named', 'add_matrix', 'line_score',
+           'add_lines', 'dictionary_lines', 'Pasted', 'read_pasted']
 
 # %% ../nbs/library/pasted_tables.ipynb #e1e27c0a
 NAMES = {  # score -> how tables call it, without case, spaces and signs
@@ -32,7 +32,7 @@ NAMES = {  # score -> how tables call it, without case, spaces and signs
     "AUC": "auc rocauc auroc aucroc areaunderthecurve",
     "kappa": "kappa cohenskappa cohenkappa cohenskappascore cohenkappascore",
     "MCC": "mcc matthewscorrelationcoefficient matthewscorrcoef phi",
-    "precision": "precision prec p ppv positivepredictivevalue",
+    "precision": "precision prec p ppv positivepredictivevalue pospredvalue",
     "recall": "recall rec r truepositiverate tpr hitrate",
     "F1": "f1 f1score fscore fmeasure f1measure f1value",
     "sensitivity": "sensitivity sens sen se",
@@ -43,7 +43,6 @@ NAMES = {  # score -> how tables call it, without case, spaces and signs
 }
 SCORE_OF = {other: score for score, others in NAMES.items() for other in others.split()}
 KIND_OF = {"macro": "macro", "weighted": "weighted", "micro": "micro", "unweighted": "macro"}
-OTHER_WORDS = re.compile(r"avg|average|averaged|mean|score\b|\(%\)|\[%\]|%")
 
 
 def score_name(
@@ -70,6 +69,7 @@ def average_kind(
     return known.get(plain, "")
 
 # %% ../nbs/library/pasted_tables.ipynb #56a80f93
+LATEX = re.compile(r"\s*\\(?:begin|end|\w*rule|hline|centering|label|setlength|small)\b[^&]*$")  # around a table
 MISSING = {"", "-", "--", "–", "—", "nan", "n/a", "na", "none", "/"}
 NUMERIC = re.compile(r"-?[\d.,]*\d[\d.,]*%?(?:(?:±|\+/?-)[\d.,]+%?)?[*†‡]*")
 
@@ -88,11 +88,13 @@ def plain_latex(
 ) -> str:
     "Return a line of a LaTeX table without its commands."
     line = re.sub(r"(?<!\\)%.*", "", line)
-    line = re.sub(r"\\multicolumn\{(\d+)\}\{[^}]*\}\{([^}]*)\}", lambda m: m[2] + " &" * (int(m[1]) - 1), line)
+    columns = r"\\multicolumn\{(\d+)\}\{[^}]*\}\{([^}]*)\}"
+    line = re.sub(columns, lambda match: match[2] + " &" * (int(match[1]) - 1), line)
     line = re.sub(r"\\multirow\{[^}]*\}\{[^}]*\}\{([^}]*)\}", r"\1", line)
-    line = line.replace("\\pm", "±").replace("{,}", ",").replace("~", " ").replace("$", "")
+    line = re.sub(r"(?<!\\)\\[,;:! ]", " ", line).replace("{,}", ",")
+    line = line.replace("\\pm", "±").replace("~", " ").replace("$", "")
     line = re.sub(r"\\(?:text\w+|emph|underline|mathbf|num|bm)\s*\{([^{}]*)\}", r"\1", line)
-    line = re.sub(r"\\(?:hline|toprule|midrule|bottomrule|c(?:mid|line)\w*(?:\(\w*\))?\{[^}]*\})", "", line)
+    line = re.sub(r"\\(?:hline|[tmb]\w+rule|c(?:mid|line)\w*(?:\(\w*\))?\{[^}]*\})", "", line)
     line = re.sub(r"\\\\(?:\[[^\]]*\])?\s*$", "", line.strip())
     return re.sub(r"\\([%&_#])", r"\1", line)
 
@@ -126,6 +128,8 @@ def lines_of(
     "Return the lines of a text and their cells."
     found = []
     for number, line in enumerate(text.splitlines(), 1):
+        if LATEX.match(line):
+            continue
         cells, spaced = cells_of(line)
         cells = tuple(map(clean_cell, cells))
         if any(re.search(r"\w", cell) for cell in cells):
@@ -161,6 +165,7 @@ def heading_of(
 def row_of(
     line: Line,
     width: int,  # cells of the heading
+    complete: bool = True,  # with a value for each heading, if it was printed with spaces
 ) -> tuple[int, str, list[str]] | None:  # line, first cell, other cells
     "Return a row of a table; None if the line has no numbers."
     cells = list(line.cells)
@@ -171,6 +176,8 @@ def row_of(
             values.insert(0, clean_cell(cells.pop()))
         cells = [" ".join(cells), *values]
     values = [re.sub(r"[*†‡]+$", "", cell) for cell in cells[1:]]
+    if complete and line.spaced and len(values) != width and not average_kind(cells[0]):
+        return None
     if not any(map(NUMERIC.fullmatch, (value.replace(" ", "") for value in values))):
         return None
     return line.number, cells[0], values
@@ -196,14 +203,18 @@ def turned(
     lines: list[Line],  # of one block, delimited
 ) -> list[Line]:
     "Return a table whose first column names scores with rows and columns exchanged; other lines as they are."
-    names = sum(bool(score_name(line.cells[0])) for line in lines)
+    names = len({score_name(line.cells[0]) for line in lines} - {""})
+    if names >= 2 and lines[0].spaced and len(lines[0].cells) + 1 == len(lines[1].cells):
+        lines = [Line(lines[0].number, ("", *lines[0].cells)), *lines[1:]]
     if names < 2 or len({len(line.cells) for line in lines}) != 1 or any(map(heading_of, lines)):
+        return lines
+    if any(line.cells[0].endswith((":", "=")) or len(line.cells) == 1 for line in lines):
         return lines
     return [Line(lines[0].number, cells) for cells in zip(*(line.cells for line in lines))]
 
 # %% ../nbs/library/pasted_tables.ipynb #f3542ada
 CLASS_WORDS = {"class", "classes", "label", "labels", "category", "species", "name", "target", "type"}
-MODEL_WORDS = {"model", "models", "method", "methods", "network", "classifier", "architecture", "backbone", "algorithm"}
+MODEL_WORDS = {"model", "models", "method", "methods", "network", "classifier", "architecture", "backbone"}
 WHOLE = SHARES - set(COLUMNS) - {"sensitivity", "specificity"} | {"kappa", "MCC"}  # scores of a model, not of a class
 
 
@@ -238,7 +249,7 @@ def read_cell(
         read_count(cell)
         return cell
     except ValueError as error:
-        advice = "; supports that are sums of sample weights cannot be audited" if score == "support" else ""
+        advice = "; thousands are 1,970, and sums of sample weights cannot be audited" if score == "support" else ""
         raise ValueError(f"line {line}: {score}: {error}{advice}") from None
 
 
@@ -271,7 +282,9 @@ def add_average(
     given = [value for value in values if value != "-"]
     if kind == "accuracy":
         add_score(model, line, "accuracy", given[0])
-    images = cells.get("support", "-") if kind != "accuracy" or len(given) > 3 else given[-1] if len(given) > 1 else "-"
+    images = cells.get("support", "-")
+    if kind == "accuracy" and len(given) < 4:
+        images = given[-1] if len(given) > 1 else "-"
     if re.fullmatch(r"[\d,]+(\.0*)?", images) and images not in (given[0], "-"):
         add_score(model, line, "n", read_cell(line, "support", images))
     for score in COLUMNS[:3] if kind in (*KINDS, "samples") else ():
@@ -286,8 +299,11 @@ def add_classes(
 ) -> None:
     "Add a table whose rows are classes."
     rows, kinds = model.setdefault("per class", {}), set()
+    commas = any(re.fullmatch(r"\d*,\d+%?", cell) for _, _, values in table.rows for cell in values)
     for line, label, values in table.rows:
         cells = dict(zip(table.scores, values))
+        if commas and re.fullmatch(r"\d{1,3}(\.\d{3})+", cells.get("support", "")):  # 1.970 among 0,95
+            cells["support"] = cells["support"].replace(".", "")
         if kind := average_kind(label):
             add_average(model, line, kind, cells, values)
             kinds.add(kind)
@@ -302,6 +318,7 @@ def add_classes(
     model["classes"] = list(rows)
     if "micro" in kinds and "accuracy" not in kinds:
         model["multilabel"] = "yes"
+        model.pop("n", None)  # it counts labels
 
 
 def add_models(
@@ -329,7 +346,7 @@ def take_brackets(
     for match in BRACKETS.finditer(text):
         line, rows = text[: match.start()].count("\n") + 1, re.findall(r"\[([^\[\]]*)\]", match[0])
         if "..." in match[0]:
-            raise ValueError(f"line {line}: NumPy left out cells (...); print with np.set_printoptions(threshold=10**6)")
+            raise ValueError(f"line {line}: NumPy left out cells (...); use np.set_printoptions(threshold=10**6)")
         found.append((line, [re.sub(r"\.(?=[\s,]|$)", "", row).replace(",", " ").split() for row in rows]))
     return BRACKETS.sub(lambda match: "\n" * match[0].count("\n"), text), found
 
@@ -340,8 +357,9 @@ def take_named(
     "Take the matrices whose rows and columns have the names of the classes out of the lines."
     rest, found, k = [], [], 0
     while k < len(lines):
+        above = lines[k - 1].cells[0] if k and len(lines[k - 1].cells) == 1 else ""  # R's "Reference"
         for cells in (lines[k].cells, " ".join(lines[k].cells).split()):
-            if matrix := _named(lines[k + 1 :], cells):
+            if matrix := _named(lines[k + 1 :], cells, above):
                 break
         if matrix:
             found.append((lines[k].number, *matrix[1:]))
@@ -351,15 +369,16 @@ def take_named(
     return rest, found
 
 
-def _named(lines, heading):
+def _named(lines, heading, above):
     "Return number of lines, classes and rows of a matrix below a heading; None if there is none."
     for names, corner in ((heading[1:], heading[0] if heading else ""), (heading, "")):
         names = [name for name in names if name.casefold() not in ("all", "total", "sum")]
-        skip = int(bool(lines) and row_of(lines[0], len(heading)) is None and len(lines) > len(names))
-        rows = [row_of(line, len(names) + (len(heading) > len(names) + bool(corner))) for line in lines[skip : skip + len(names)]]
+        skip = int(bool(lines) and row_of(lines[0], len(heading), False) is None and len(lines) > len(names))
+        width = len(names) + (len(heading) > len(names) + bool(corner))
+        rows = [row_of(line, width, False) for line in lines[skip : skip + len(names)]]
         if len(names) >= 2 and all(rows) and [row[1] for row in rows] == list(names):
             cells = [row[2][: len(names)] for row in rows]
-            turn = re.search(r"pred.*(true|actual|truth)", corner.casefold())
+            turn = re.search(r"pred.*(true|actual|truth|reference)", f"{corner} {above}".casefold())
             return skip + len(rows), list(names), [list(c) for c in zip(*cells)] if turn else cells
     return None
 
@@ -383,7 +402,17 @@ def add_matrix(
 
 # %% ../nbs/library/pasted_tables.ipynb #4bc28bdd
 KERAS = re.compile(r"(?<![\w])([A-Za-z]\w*): (\d+\.?\d*(?:e-?\d+)?)(?=\s|$)")
-VALUE = re.compile(r"\W*([A-Za-z][\w' ()@-]*?)\s*(?::|=|is)\s*(-?[\d.,]*\d\s*%?(?:\s*(?:±|\+/?-)\s*[\d.,]+\s*%?)?)\.?\s*")
+AMOUNT = r"(-?[\d.,]*\d\s*%?(?:\s*(?:±|\+/?-)\s*[\d.,]+\s*%?)?)"
+VALUE = re.compile(rf"\W*([A-Za-z][\w' ()@-]*?)\s*(?::|=|is)\s*{AMOUNT}\.?\s*")
+
+
+def line_score(
+    words: str,  # before the value
+) -> str:  # "" if it is none
+    "Return the score that a line is about: *Test accuracy*, *Recall of cat*."
+    words = re.sub(r"(?i)^(test|overall) |\bon the test set", "", words)
+    score, of, name = words.partition(" of ")
+    return f"{score_name(score)}{of}{name}" if score_name(score) else ""
 
 
 def add_lines(
@@ -396,7 +425,7 @@ def add_lines(
         values = KERAS.findall(content) if " - " in content else []
         if not values and (match := VALUE.fullmatch(content)):
             values = [match.groups()]
-        named = [(score_name(re.sub(r"(?i)^test |\bon the test set", "", name)), value) for name, value in values]
+        named = [(line_score(name), value) for name, value in values]
         if not any(score for score, _ in named):
             rest.append((number, content))
         for score, value in named:
@@ -450,6 +479,8 @@ def read_pasted(
     "Return a record of the scores in a text. Raise `ValueError` where it has none, or can be read in two ways."
     content = dict(enumerate(text.splitlines(), 1))
     given = dictionary_lines(text)
+    if cut := [number for number, line in content.items() if re.search(r"\[\d+ rows x \d+ columns\]", line)]:
+        raise ValueError(f"line {cut[0]}: pandas left out columns (...); print the table with .to_string()")
     rest, matrices = (text, []) if given else take_brackets(text)
     lines, named = take_named(turned(given or lines_of(rest)))
     tables, left = tables_of(lines)
@@ -459,9 +490,12 @@ def read_pasted(
             add_classes(model, table)
         else:
             add_models(models, table)
+    taken = {line for line, _ in matrices}
     single = [(line.number, ": ".join(line.cells) if given else content[line.number]) for line in left]
+    single = [(number, words) for number, words in single if number not in taken]
     unread = [f"line {number}: {line.strip()}" for number, line in add_lines(model, single)]
-    unread += [f"column {words!r}" for table in tables for words, score in zip(table.heading, table.scores) if not score]
+    columns = [pair for table in tables for pair in zip(table.heading, table.scores)]
+    unread += [f"column {words!r}" for words, score in columns if not score]
     for line, classes, cells in [*((line, None, cells) for line, cells in matrices), *named]:
         add_matrix(model, line, cells, classes)
     if positive:

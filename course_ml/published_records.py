@@ -45,7 +45,7 @@ COEFFICIENTS = {"kappa", "MCC"}  # between -1 and 1
 ALONE = {"AUC", *COEFFICIENTS}  # often not printed as a percentage where the other scores are
 UNCHECKED = {"public leaderboard", "private leaderboard", "top-5 accuracy", "loss"}
 SCORES = SHARES | COEFFICIENTS | UNCHECKED
-SPLITS = ("training", "validation", "test", "hidden test", "out of fold")
+SPLITS = ("train", "training", "validation", "test", "hidden test", "out of fold")
 RECORD_KEYS = {"title", "source", "data", "models"}
 DATA_KEYS = {"counts", "items", "classes", "split", "stratified", "weights"}
 MODEL_KEYS = {
@@ -99,7 +99,7 @@ def check_near(
     known: set,  # the usual ones
 ) -> None:
     "Raise `ValueError` for a name that is nearly a usual one: a mistyped one."
-    near = difflib.get_close_matches(str(name).casefold(), sorted(known), n=1, cutoff=0.8)
+    near = difflib.get_close_matches(str(name).casefold(), sorted(known), n=1, cutoff=0.75)
     if near and name != near[0] and name not in known:
         raise ValueError(f"{where}: unknown {name!r}; did you mean {near[0]!r}?")
 
@@ -128,7 +128,8 @@ def check_unit(
     shares = {name: string for name, string in scores.items() if name.partition(" of ")[0] in SHARES - ALONE}
     decimals = percent_decimals(list(shares.values()))
     for name, string in shares.items():
-        if may_be_percent(string, decimals) and 0 < (number := float(plain_number(split_printed(string)[0], False))) <= 1:
+        number = float(plain_number(split_printed(string)[0], False))
+        if may_be_percent(string, decimals) and 0 < number <= 1:
             either = f"{string} % or {100 * number:g} %"
             raise ValueError(f"{where}: {name}: {string!r} among percentages may be a share or not; write {either}")
 
@@ -141,7 +142,8 @@ def check_matrix_cells(
     "Raise `ValueError` unless a matrix has a count or a share for each pair of classes."
     if not classes:
         raise ValueError(f"{where}: its classes are not named; add classes: with a name for each row")
-    if any(not isinstance(row, list) for row in matrix) or [len(row) for row in matrix] != [len(classes)] * len(classes):
+    lengths = [len(row) if isinstance(row, list) else 0 for row in matrix]
+    if lengths != [len(classes)] * len(classes):
         raise ValueError(f"{where}: needs a row and a column for each of its {len(classes)} classes")
     read = read_share if has_shares({"matrix": matrix}) else read_count
     for name, row in zip(classes, matrix):
@@ -346,8 +348,8 @@ def table_scores(
     model: dict,  # of a record
 ) -> dict[str, Printed]:  # by name: "recall of CLASS", "support of CLASS" ...
     "Return the scores of the table of classes; where one of them is an unmarked percentage, all of its kind are."
-    cells = [(f"{column} of {c}", cell) for c, row in model.get("per class", {}).items() for column, cell in zip(COLUMNS, row)]
-    cells = {name: cell for name, cell in cells if cell != "-"}
+    rows = model.get("per class", {})
+    cells = {f"{column} of {c}": cell for c, row in rows.items() for column, cell in zip(COLUMNS, row) if cell != "-"}
     decimals = percent_decimals([cell for name, cell in cells.items() if not name.startswith("support")])
     return {name: read_score(name, cell, may_be_percent(cell, decimals) or None) for name, cell in cells.items()}
 

@@ -92,9 +92,14 @@ def _is_no_name(cell, columns):
 # %% ../nbs/library/columns.ipynb #co000010
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
+def _distinct(column, most):
+    "The values of a column in lower case, without spaces around them; those of its first rows if they are too many."
+    first, all_values = column.iloc[:10 * most], lambda cells: {value.strip().casefold() for value in cells.unique().tolist()}
+    return found if len(found := all_values(first)) > most else all_values(column)
+
 def _is_binary(column):
     "Whether a column has only yes and no, and some yes or no at all."
-    values = {value.strip().casefold() for value in column.unique()}
+    values = _distinct(column, 20)
     return values <= {*YES, *NO} and values != {""}
 
 # %% ../nbs/library/columns.ipynb #co000011
@@ -134,7 +139,7 @@ def _is_split_name(column):
 
 def _has_only_splits(values):
     "Whether a column has the names of two splits, and nothing else."
-    named = set(values.str.strip().unique()) - {""}
+    named = _distinct(values, 20) - {""}
     return len(named) < 10 and len(set(map(split_named, named)) - {""}) > 1 and all(map(split_named, named))
 
 def _marks(table):

@@ -302,7 +302,12 @@ def listed(
 ) -> str:
     "Return names in one line."
     names = list(dict.fromkeys(names))
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(map(_quoted, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+def _quoted(name):
+    "A name, in quotes where a comma in it or a space at an end would mislead; names in quotes stay as they are."
+    is_plain = "," not in name and name == name.strip()
+    return name if is_plain or re.fullmatch(r"(['\"]).*\1", name) else repr(name)
 
 def number_of(count, noun):
     "A number with its noun, e.g. 1 image, 2,000 images."

@@ -234,7 +234,7 @@ def test_a_class_with_a_comma_can_be_left_out(tmp_path):
     folder = write(tmp_path / "set", {"cat": 3, "dog": 3, "owl, barn": 1, "7": 2})
     dataset = read_dataset(folder, leave_out="owl, barn,7")
     assert dataset.classes == ["cat", "dog"] and len(dataset.skipped) == 3
-    with pytest.raises(ValueError, match="there is no class 'barn'; the classes are 7, cat, dog, owl, barn"):
+    with pytest.raises(ValueError, match="there is no class 'barn'; the classes are 7, cat, dog, 'owl, barn'"):
         read_dataset(folder, leave_out="barn")
 
 
@@ -637,3 +637,10 @@ def test_group_pattern_with_a_table(tmp_path):
     assert read_dataset(folder, group_pattern=r"(patient\d)").items.group.nunique() == 3
     with pytest.raises(ValueError, match="group_column='plant_id' cannot be used: a group_pattern is given"):
         read_dataset(folder, group_pattern=r"(patient\d)", group_column="plant_id")
+
+
+def test_names_with_commas_are_quoted_and_unused_tables_named_once(tmp_path):
+    folder = write(tmp_path / "set", {"cat": 3, "owl, barn": 3})
+    (folder / "classes.csv").write_text("id,name\n1,cat\n2,owl\n")
+    text = told(read_dataset(folder))
+    assert "2 classes by folder: cat, 'owl, barn'" in text and text.count("classes.csv") == 1

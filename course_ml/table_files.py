@@ -86,11 +86,11 @@ def decode_text(
     try: return content.decode("utf-8"), "utf-8"
     except UnicodeDecodeError: return _decode(content, [_likely_encoding(content), "cp1252"])
 
-NOT_LATIN = ("gb18030", "gb2312", "gbk", "big5", "big5hkscs", "cp932", "shift_jis", "euc_jp", "euc_kr", "cp949", "cp1251",
-             "koi8_r", "mac_cyrillic", "cp1253", "cp1255", "cp1256")
+NOT_LATIN = ("gb18030", "gb2312", "gbk", "big5", "big5hkscs", "cp932", "shift_jis", "euc_jp", "euc_kr", "cp949",
+             "cp1251", "koi8_r", "mac_cyrillic", "cp1253", "cp1255", "cp1256")
 
 def _likely_encoding(content):
-    "The encoding of text that is not UTF-8: a guess where letters are not Latin, else cp1252, which most programs write."
+    "The encoding of text that is not UTF-8: a guess where letters are not Latin, else cp1252."
     from charset_normalizer import from_bytes
     start = content[:100_000]
     guess = from_bytes(start if len(content) <= len(start) else start[:start.rfind(b"\n") + 1]).best()

@@ -641,6 +641,6 @@ def test_group_pattern_with_a_table(tmp_path):
 
 def test_names_with_commas_are_quoted_and_unused_tables_named_once(tmp_path):
     folder = write(tmp_path / "set", {"cat": 3, "owl, barn": 3})
-    (folder / "classes.csv").write_text("id,name\n1,cat\n2,owl\n")
+    (folder / "classes.csv").write_text("kind,name\nfurry,cat\nfeathered,owl\n")
     text = told(read_dataset(folder))
     assert "2 classes by folder: cat, 'owl, barn'" in text and text.count("classes.csv") == 1

@@ -1,4 +1,4 @@
-"Scores of random labels, marks that stay with a score, test sets that are counted, images that a model has learned from."
+"Scores of random labels, marks that stay with a score, test sets that are counted, images that were learned from."
 import ast
 import os
 import signal
@@ -10,13 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from safetensors.torch import save_file
 
 from course_ml.cleaning import label_issue_scores
 from course_ml.config import Recipe
-from course_ml.crossval import ablation, average, compare_predictions, cross_validate, ensemble, predict_folds, sweep
-from course_ml.crossval import compare_recipes, predict_out_of_fold
+from course_ml.crossval import (
+    ablation,
+    average,
+    compare_predictions,
+    compare_recipes,
+    cross_validate,
+    ensemble,
+    predict_folds,
+    predict_out_of_fold,
+    sweep,
+)
 from course_ml.data import Dataset, Split
-from course_ml.evidence import MARK, NOTE, count_evaluation, evaluations, evaluations_in_words, test_set_name as name_of
+from course_ml.evidence import MARK, NOTE, count_evaluation, evaluations, evaluations_in_words
+from course_ml.evidence import test_set_name as name_of
 from course_ml.experiment import evaluate_test, predict_images, predict_labeled, train_recipe
 from course_ml.finetuning import fine_tune
 from course_ml.interpretation import apply_temperature, find_temperature
@@ -29,8 +40,8 @@ from course_ml.runs import Run
 from course_ml.study_models import Models, accuracy, gain_over_best, record_gains, record_scores
 from course_ml.tuning import tune
 
-RECIPE = Recipe(image_size=12, epochs=8, batch_size=16, learning_rate=3e-3, monitor="accuracy")
-SEEDS = range(4)
+RECIPE = Recipe(image_size=12, epochs=6, batch_size=32, learning_rate=3e-3, monitor="accuracy")
+SEEDS = range(3)
 
 
 def noise(seed, n=150, name="noise"):
@@ -62,9 +73,11 @@ def trained(tmp_path_factory):
 # --- out of fold
 
 
-@pytest.mark.parametrize("fields", [{}, {"keep_epoch": "best"}, {"keep_epoch": "best", "patience": 3},
-                                    {"ema_decay": .9}, {"freeze": "backbone", "backbone": "resnet10t", "weights": "packaged"}],
-                         ids=["last", "inner fold", "inner fold, early stopping", "average of weights", "features"])
+FEATURES = {"freeze": "backbone", "backbone": "resnet10t", "weights": "packaged"}
+
+
+@pytest.mark.parametrize("fields", [{}, {"keep_epoch": "best", "patience": 3}, {"ema_decay": .9}, FEATURES],
+                         ids=["last", "inner fold, early stopping", "average of weights", "features"])
 def test_random_labels_are_predicted_at_chance_out_of_fold(fields):
     "The best epoch of each fold, chosen on the fold itself, would be far above chance."
     runs = [cross_validate(RECIPE.replace(**fields), data := noise(seed), Split.kfold(data, 3, seed)) for seed in SEEDS]
@@ -72,25 +85,24 @@ def test_random_labels_are_predicted_at_chance_out_of_fold(fields):
     assert not any(one.out_of_fold.selected for one in runs)
     if fields: return
     best = [run.history.validation_accuracy.max() for one in runs for run in one.runs]
-    assert wilson_interval(np.mean(best) * 600, 600)[0] > .5
+    assert wilson_interval(np.mean(best) * 450, 450)[0] > .5
 
 
 def test_random_labels_with_keras():
-    recipe = RECIPE.replace(framework="keras", epochs=4)
+    recipe = RECIPE.replace(framework="keras", epochs=3)
     for fields in ({}, {"keep_epoch": "best"}):
         preds = [cross_validate(recipe.replace(**fields), data := noise(seed), Split.kfold(data, 3)).out_of_fold
-                 for seed in SEEDS[:2]]
+                 for seed in SEEDS[:1]]
         assert contains_chance(preds) and not any(one.selected for one in preds)
 
 
 def test_random_labels_in_comparisons_label_issues_and_searches():
-    several = sweep(RECIPE, "learning_rate", [3e-3, 1e-3]) | ablation(RECIPE.replace(label_smoothing=.1), ["label_smoothing"])
-    for recipes in (several,):
-        tables = [compare_recipes(recipes, data := noise(seed), Split.kfold(data, 3, seed)) for seed in SEEDS[:3]]
-        for rows in zip(*(table.itertuples() for table in tables)):
-            low, high = wilson_interval(sum(row.accuracy * row.n for row in rows), sum(row.n for row in rows))
-            assert low <= .5 <= high
-        assert MARK not in tables[0]
+    recipes = sweep(RECIPE, "learning_rate", [1e-3]) | ablation(RECIPE.replace(label_smoothing=.1), ["label_smoothing"])
+    tables = [compare_recipes(recipes, data := noise(seed), Split.kfold(data, 3, seed)) for seed in SEEDS[:2]]
+    for rows in zip(*(table.itertuples() for table in tables)):
+        low, high = wilson_interval(sum(row.accuracy * row.n for row in rows), sum(row.n for row in rows))
+        assert low <= .5 <= high
+    assert MARK not in tables[0]
     data = noise(9)
     oof = cross_validate(RECIPE, data, Split.kfold(data, 3)).out_of_fold
     scores = label_issue_scores(oof)
@@ -217,7 +229,8 @@ def test_no_module_records_a_score_without_saying_what_was_selected():
     for path in sorted((ROOT / "course_ml").glob("*.py")):
         for call in recordings(ast.parse(path.read_text())):
             named = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            if "selected" not in named and "a count" not in named.get("reason", ""): without.append(path.stem)
+            if "selected" not in named and "a count" not in named.get("reason", ""):
+                without.append(path.stem)
     assert set(without) == {"benchmarking", "study_models"} and without.count("study_models") == 2, without
 
 
@@ -234,9 +247,9 @@ def random_folds(seed, members=5, n=300):
 @pytest.mark.parametrize("weighting", ["by accuracy", "greedy", "best member"])
 def test_weights_of_an_ensemble_are_not_fitted_on_what_they_score(weighting):
     "Of models that know nothing, no ensemble is better than chance; the best member by its own score is."
-    preds = [ensemble(random_folds(seed), weighting)[0] for seed in range(40)]
+    preds = [ensemble(random_folds(seed), weighting)[0] for seed in range(25)]
     assert contains_chance(preds) and not any(one.selected for one in preds)
-    best = [max(random_folds(seed).values(), key=lambda one: accuracy(one)[0]) for seed in range(40)]
+    best = [max(random_folds(seed).values(), key=lambda one: accuracy(one)[0]) for seed in range(25)]
     assert not contains_chance(best)
     moved = random_folds(0)
     rows = moved["0"].table.fold == 0
@@ -326,13 +339,14 @@ def test_the_manifest_and_the_page_say_how_many_models_saw_the_test_set(trained,
 def copied(dataset, rows, ids=None):
     "The same images in another data set, under other names."
     images = dataset.images(12)[rows]
-    return Dataset.from_arrays("copy", np.array(images), dataset.labels[rows], dataset.classes, ids or [f"new {i}" for i in rows])
+    ids = ids or [f"new {i}" for i in rows]
+    return Dataset.from_arrays("copy", np.array(images), dataset.labels[rows], dataset.classes, ids)
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras", "features"])
 def test_a_model_is_not_scored_on_images_that_it_was_trained_on(framework, tmp_path):
     fields = {"keras": {"framework": "keras"}, "torch": {},
-              "features": {"freeze": "backbone", "backbone": "resnet10t", "weights": "packaged"}}[framework]
+              "features": FEATURES}[framework]
     dataset = noise(1, 60)
     split = Split.holdout(dataset)
     train_recipe(RECIPE.replace(epochs=1, **fields), dataset, split, folder=tmp_path / "run")
@@ -377,9 +391,10 @@ def test_images_of_an_earlier_stage_count(tmp_path):
     first = train_recipe(recipe, data, split, folder=tmp_path / "first")
     second = fine_tune(first, recipe.replace(weights="none"), data, split, folder=tmp_path / "second")
     with pytest.raises(ValueError, match="trained on"): evaluate_test(second, data, other)
-    half = data.take(np.arange(30))
-    with pytest.raises(ValueError, match="weights of .*first/best.safetensors: the model was trained on"):
-        train_recipe(recipe.replace(weights=str(tmp_path / "first" / "best.safetensors")), half, Split.holdout(half, seed=2))
+    half, file = data.take(np.arange(30)), tmp_path / "first" / "backbone.safetensors"
+    save_file({name: value.contiguous() for name, value in first.model.backbone.state_dict().items()}, file)
+    with pytest.raises(ValueError, match=f"weights of {file}: the model was trained on"):
+        train_recipe(recipe.replace(weights=str(file)), half, Split.holdout(half, seed=2))
 
 
 def test_kept_images_of_a_fold_are_predicted_by_a_model_that_did_not_see_them():

@@ -2561,7 +2561,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'course_ml.tuning._ended': ('tuning.html#_ended', 'course_ml/tuning.py'),
                                   'course_ml.tuning._enqueue_interrupted': ('tuning.html#_enqueue_interrupted', 'course_ml/tuning.py'),
                                   'course_ml.tuning._importances': ('tuning.html#_importances', 'course_ml/tuning.py'),
-                                  'course_ml.tuning._is_complete': ('tuning.html#_is_complete', 'course_ml/tuning.py'),
                                   'course_ml.tuning._jobs': ('tuning.html#_jobs', 'course_ml/tuning.py'),
                                   'course_ml.tuning._plot_history': ('tuning.html#_plot_history', 'course_ml/tuning.py'),
                                   'course_ml.tuning._run_jobs': ('tuning.html#_run_jobs', 'course_ml/tuning.py'),

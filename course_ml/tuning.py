@@ -106,20 +106,17 @@ class Tuning:
     def table(self) -> pd.DataFrame:  # trial, state, value, epochs, why, and a column for each hyperparameter
         "Return one row per trial; the value is the validation score of the epoch that is kept."
         trials = self.study.trials
+        tried = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
         table = pd.DataFrame([{"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
                                "epochs": len(trial.intermediate_values), "why": trial.user_attrs.get("why", ""),
                                **trial.params} for trial in trials])
-        return with_marks(table, [self._mark(trial, sum(map(_is_complete, trials))) for trial in trials])
+        return with_marks(table, [self._mark(trial, tried) for trial in trials])
 
-    def _mark(self, trial, count):
-        "Return what was selected on the validation set: the epoch of a trial, and the best trial."
-        if not _is_complete(trial): return ""
-        best = count > 1 and trial.number == self.study.best_trial.number
-        return join_marks(trial.user_attrs["selected"], f"best of {count} trials" if best else "")
-
-def _is_complete(trial):
-    "Return whether a trial has a score."
-    return trial.state.name == "COMPLETE"
+    def _mark(self, trial, tried):
+        "Return what was selected on the validation set: the epoch of a trial, and the best trial of those tried."
+        if trial.state.name != "COMPLETE": return ""
+        best = tried > 1 and trial.number == self.study.best_trial.number
+        return join_marks(trial.user_attrs["selected"], f"best of {tried} trials" if best else "")
 
 # %% ../nbs/09_tuning.ipynb #72a7942c
 def search_key(

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,13 @@ def reading(
     model: dict,  # of a record, with a matrix
 ) -> tuple[str, np.ndarray]:  # words and matrix
     "Return the first reading that gives all printed scores; as printed if none does."
+    return _reading(json.dumps(model, sort_keys=True))
+
+
+@lru_cache(maxsize=16)  # several checks ask for it
+def _reading(content):
+    "Return the reading of a model in JSON."
+    model = json.loads(content)
     printed, as_printed = printed_scores(model), matrix_of(model)
     if fitting(printed, accepted_scores(as_printed, model), truncated=True):
         return "as printed", as_printed

@@ -443,8 +443,8 @@ def row_findings(
         if c in support:
             counts[c] = possible_counts(cells, support[c], n)
             if not counts[c]:
-                reason = f"no number of true positives among {support[c]} images gives"
-                yield f"{c}: {reason} precision, recall and F1 of {', '.join(row[:3])}"
+                given = named({score: number.string for score, number in cells.items()})
+                yield f"{c}: no number of true positives among {support[c]} images gives {given}"
         elif set(COLUMNS[:3]) <= set(cells) and not is_harmonic(*(cells[score] for score in COLUMNS[:3])):
             yield f"{c}: F1 {row[2]} is not the harmonic mean of precision {row[0]} and recall {row[1]}"
     yield from average_findings(model, printed, support)

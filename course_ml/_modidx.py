@@ -61,6 +61,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'course_ml.audit._is_near': ('audit.html#_is_near', 'course_ml/audit.py'),
                                  'course_ml.audit._outer': ('audit.html#_outer', 'course_ml/audit.py'),
                                  'course_ml.audit._ratio': ('audit.html#_ratio', 'course_ml/audit.py'),
+                                 'course_ml.audit._reading': ('audit.html#_reading', 'course_ml/audit.py'),
                                  'course_ml.audit.accepted_scores': ('audit.html#accepted_scores', 'course_ml/audit.py'),
                                  'course_ml.audit.audit': ('audit.html#audit', 'course_ml/audit.py'),
                                  'course_ml.audit.average_ends': ('audit.html#average_ends', 'course_ml/audit.py'),

@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm, PowerNorm
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
-from .evidence import named_with_mark
+from .evidence import MARK, named_with_mark
 from .lettering import drawn_names, letter
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
 from .provenance import atomic_path
@@ -122,7 +122,7 @@ def _matrix_with_text(axis, matrix, shares, strings, title):
     axis.set(xlabel="predicted class", ylabel="true class", title=title)
 
 
-def _confusion_of_few(matrix):
+def _confusion_of_few(matrix, mark):
     "Draw counts and row shares side by side; from 13 classes on only the counts, colored by row share."
     counts = matrix.to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -134,6 +134,7 @@ def _confusion_of_few(matrix):
     figure, axes = new_figure(1, len(panels), len(panels) * width, height)
     for axis, (title, strings) in zip(axes.flat, panels):
         _matrix_with_text(axis, matrix, shares, np.where(counts > 0, strings, "·"), title)
+    if mark: figure.supxlabel(mark, fontsize=7)
     return settle(figure)
 
 # %% ../nbs/06_plots.ipynb #d4ca2e67
@@ -191,7 +192,7 @@ def _number_errors(axis, matrix, pairs) -> str:
     return "\n".join(lines)
 
 
-def _confusion_of_many(matrix, pairs):
+def _confusion_of_many(matrix, pairs, mark):
     "Draw counts as colors, classes ordered by confusion, and list the most frequent errors."
     order = confusion_order(matrix)
     matrix = matrix.iloc[order, order]
@@ -200,6 +201,7 @@ def _confusion_of_many(matrix, pairs):
     _matrix_with_colors(figure, axis, matrix)
     legend.set_axis_off()
     legend.text(0, 1, _number_errors(axis, matrix, pairs), va="top", fontsize=7.5, transform=legend.transAxes)
+    if mark: figure.supxlabel(mark, fontsize=7)
     return settle(figure)
 
 
@@ -209,10 +211,10 @@ def plot_confusion(
     "Draw the confusion matrix, true classes in rows: with numbers for up to 20 classes, with colors for more."
     labels = drawn_names(predictions.classes, 20)
     matrix = confusion(predictions).rename(index=labels, columns=labels)
-    pairs = top_confusions(predictions).replace(labels)
-    figure = _confusion_of_few(matrix) if len(matrix) <= 20 else _confusion_of_many(matrix, pairs)
-    if predictions.selected: figure.supxlabel(named_with_mark("", predictions.selected), fontsize=8)
-    return figure
+    mark = named_with_mark("", predictions.selected) or None
+    if len(matrix) <= 20:
+        return _confusion_of_few(matrix, mark)
+    return _confusion_of_many(matrix, top_confusions(predictions).replace(labels), mark)
 
 # %% ../nbs/06_plots.ipynb #7885a1ef
 def images_of(
@@ -323,7 +325,8 @@ def marked_by_name(
     predictions,  # Predictions, or a dict of them by name
 ) -> dict:
     "Return a dict in either case, its names with the mark of what was selected on the images."
-    return {named_with_mark(name, one.selected): one for name, one in by_name(predictions).items()}
+    marked = {name: named_with_mark(name, one.selected) for name, one in by_name(predictions).items()}
+    return {marked[name].replace(f" ({MARK}: ", f"\n({MARK}:\n"): one for name, one in by_name(predictions).items()}
 
 
 def _errorbars(axis, table, score: str, shift: float, color, marker: str, label: str) -> None:

@@ -201,7 +201,7 @@ def test_selected_scores_are_recorded_and_shown_with_their_mark(trained, tmp_pat
     report.table(table, "scores", "Validation set.")
     assert NOTE in read_json(tmp_path / "manifest.json")["tables"]["scores"]["caption"]
     titles = [axis.get_title() for axis in plot_reliability(preds).axes]
-    assert any(f"{MARK}: epoch" in title for title in titles)
+    assert any(f"{MARK}:\nepoch" in title for title in titles)
     assert f"{MARK}: epoch" in plot_learning_curves(run.history).axes[0].get_title()
 
 

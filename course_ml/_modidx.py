@@ -2277,6 +2277,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'course_ml/study_tables.py'),
                                         'course_ml.study_tables.published_table': ( 'library/study_tables.html#published_table',
                                                                                     'course_ml/study_tables.py'),
+                                        'course_ml.study_tables.show_leaks': ( 'library/study_tables.html#show_leaks',
+                                                                               'course_ml/study_tables.py'),
                                         'course_ml.study_tables.show_published': ( 'library/study_tables.html#show_published',
                                                                                    'course_ml/study_tables.py'),
                                         'course_ml.study_tables.submit': ('library/study_tables.html#submit', 'course_ml/study_tables.py'),

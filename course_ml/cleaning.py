@@ -16,12 +16,14 @@ import pandas as pd
 from PIL import Image
 
 from .data import Dataset, Split, index_classes
+from .duplicates import linked_groups
 from .lettering import drawn_names
 from .metrics import wilson_interval
 from .names import one_line
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, show_images
 from .predictions import Predictions
 from .provenance import atomic_path
+from .splitting import torn_groups
 
 # %% auto #0
 __all__ = ['METHODS', 'DECISIONS', 'label_issue_scores', 'label_issues', 'score_cuts', 'compare_detectors', 'plot_detectors',
@@ -284,7 +286,7 @@ def similar_pairs(
 
 # %% ../nbs/08_cleaning.ipynb #463c349d
 def leaking_pairs(
-    pairs: pd.DataFrame,  # columns id and other, e.g. of `similar_pairs` or `check().duplicates`
+    pairs: pd.DataFrame,  # columns id and other: all of `similar_pairs`, or the fewest of `check().duplicates`
     split: Split,
 ) -> pd.DataFrame:  # the pairs with columns split and other_split
     "Return the pairs that a split separates, so that a model is trained on one image and judged on the other."
@@ -301,10 +303,13 @@ def _accuracy_row(name, correct):
 
 def leak_effect(
     predictions: Predictions,  # validation or out-of-fold predictions
-    leaking: pd.DataFrame,  # of `leaking_pairs`
+    pairs: pd.DataFrame,  # columns id and other; images that are linked by way of others count too
+    split: Split,  # of the predictions' models
 ) -> pd.DataFrame:  # images, n, accuracy, low, high
     "Return the accuracy on images with and without a near duplicate on the other side, with Wilson intervals."
-    leaks = np.isin(predictions.ids, [*leaking.id, *leaking.other])
+    ids = pd.Index(split.ids)
+    groups = linked_groups(len(ids), ids.get_indexer(pairs.id), ids.get_indexer(pairs.other))
+    leaks = torn_groups(np.asarray(split.splits), groups)[ids.get_indexer(predictions.ids)]
     correct = predictions.y_pred == predictions.y_true
     return pd.DataFrame([_accuracy_row("all", correct), _accuracy_row("with a near duplicate", correct[leaks]),
                          _accuracy_row("without", correct[~leaks])])

@@ -206,7 +206,7 @@ def _index_labels(name, labels, classes):
     known = {str(one) if by_name else i: i for i, one in enumerate(classes)}
     unknown = [label for label in dict.fromkeys(labels.tolist()) if label not in known]
     if unknown:
-        raise ValueError(f"{name}: the label {unknown[0]!r} is none of {len(classes)} classes, e.g. {classes[0]!r}")
+        raise ValueError(f"{name}: an image has label {unknown[0]!r}, which is none of {len(classes)} classes")
     return classes, np.array([known[label] for label in labels], dtype="int64")
 
 def _tabulate(name, labels, ids, groups, metadata):
@@ -592,6 +592,7 @@ def _check_class_sizes(dataset, splits):
     if len(small) > 10: listed += f", and {len(small) - 10} more classes have too few"
     advice = "Add images"
     if len(groups) - len(small) >= 2: advice += ", or leave the class out (leave_out)"
-    if dataset.items.group.nunique() < len(dataset): advice += "; images that share a group count as one"
+    if dataset.items.group.nunique() < len(dataset):
+        advice += "; images that share a group count as one"
     raise ValueError(f"{dataset.name}: {splits} splits need at least {splits} images (or groups) of every class, "
                      f"but {listed}. {advice}")

@@ -265,9 +265,9 @@ def test_advice_that_does_not_help_is_not_given(tmp_path, capsys):
 
 @pytest.mark.parametrize("changes, told", [
     ({"labels": [0, np.nan]}, "image 1 has no label"), ({"labels": ["a", None]}, "image 1 has no label"),
-    ({"labels": [0.5, 1.0], "classes": ["a", "b"]}, "the label 0.5 is none of 2 classes"),
-    ({"labels": ["a", "c"], "classes": ["a", "b"]}, "the label 'c' is none of 2 classes"),
-    ({"labels": [1, 2], "classes": ["a", "b"]}, "the label 2 is none of 2 classes"),
+    ({"labels": [0.5, 1.0], "classes": ["a", "b"]}, "an image has label 0.5, which is none of 2 classes"),
+    ({"labels": ["a", "c"], "classes": ["a", "b"]}, "an image has label 'c', which is none of 2 classes"),
+    ({"labels": [1, 2], "classes": ["a", "b"]}, "an image has label 2, which is none of 2 classes"),
     ({"classes": "ab"}, "a list of names, not 'ab'"), ({"ids": ["x"]}, "2 images but 1 ids"),
     ({"groups": ["x"]}, "2 images but 1 groups"),
     ({"metadata": pd.DataFrame({"age": [3]})}, "2 images but 1 rows of metadata"),

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,13 @@ def reading(
     model: dict,  # of a record, with a matrix
 ) -> tuple[str, np.ndarray]:  # words and matrix
     "Return the first reading that gives all printed scores; as printed if none does."
+    return _reading(json.dumps(model, sort_keys=True))
+
+
+@lru_cache(maxsize=16)  # several checks ask for it
+def _reading(content):
+    "Return the reading of a model in JSON."
+    model = json.loads(content)
     printed, as_printed = printed_scores(model), matrix_of(model)
     if fitting(printed, accepted_scores(as_printed, model), truncated=True):
         return "as printed", as_printed
@@ -435,8 +443,8 @@ def row_findings(
         if c in support:
             counts[c] = possible_counts(cells, support[c], n)
             if not counts[c]:
-                reason = f"no number of true positives among {support[c]} images gives"
-                yield f"{c}: {reason} precision, recall and F1 of {', '.join(row[:3])}"
+                given = named({score: number.string for score, number in cells.items()})
+                yield f"{c}: no number of true positives among {support[c]} images gives {given}"
         elif set(COLUMNS[:3]) <= set(cells) and not is_harmonic(*(cells[score] for score in COLUMNS[:3])):
             yield f"{c}: F1 {row[2]} is not the harmonic mean of precision {row[0]} and recall {row[1]}"
     yield from average_findings(model, printed, support)

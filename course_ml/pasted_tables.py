@@ -17,10 +17,10 @@ from .published_records import COLUMNS, KINDS, SHARES, check_model
 
 # %% auto #0
 __all__ = ['NAMES', 'SCORE_OF', 'KIND_OF', 'LATEX', 'MISSING', 'NUMERIC', 'CLASS_WORDS', 'MODEL_WORDS', 'WHOLE', 'BRACKETS',
-           'KERAS', 'AMOUNT', 'VALUE', 'score_name', 'average_kind', 'Line', 'plain_latex', 'cells_of', 'clean_cell',
-           'lines_of', 'Table', 'heading_of', 'row_of', 'tables_of', 'turned', 'kind_of_rows', 'read_cell', 'add_score',
-           'add_average', 'add_classes', 'add_models', 'take_brackets', 'take_named', 'add_matrix', 'line_score',
-           'add_lines', 'dictionary_lines', 'Pasted', 'read_pasted']
+           'PREFIX', 'KERAS', 'AMOUNT', 'VALUE', 'score_name', 'average_kind', 'Line', 'plain_latex', 'cells_of',
+           'clean_cell', 'lines_of', 'Table', 'heading_of', 'row_of', 'tables_of', 'turned', 'kind_of_rows',
+           'read_cell', 'add_score', 'add_average', 'add_classes', 'add_models', 'take_brackets', 'take_named',
+           'add_matrix', 'line_score', 'add_lines', 'dictionary_lines', 'Pasted', 'read_pasted']
 
 # %% ../nbs/library/pasted_tables.ipynb #e1e27c0a
 NAMES = {  # score -> how tables call it, without case, spaces and signs
@@ -32,14 +32,14 @@ NAMES = {  # score -> how tables call it, without case, spaces and signs
     "AUC": "auc rocauc auroc aucroc areaunderthecurve",
     "kappa": "kappa cohenskappa cohenkappa cohenskappascore cohenkappascore",
     "MCC": "mcc matthewscorrelationcoefficient matthewscorrcoef phi",
-    "precision": "precision prec p ppv positivepredictivevalue pospredvalue",
+    "precision": "precision prec pre p ppv positivepredictivevalue pospredvalue",
     "recall": "recall rec r truepositiverate tpr hitrate",
     "F1": "f1 f1score fscore fmeasure f1measure f1value",
     "sensitivity": "sensitivity sens sen se",
     "specificity": "specificity spec spe sp tnr truenegativerate",
     "top-5 accuracy": "top5 top5accuracy top5acc",
     "loss": "loss testloss crossentropy",
-    "support": "support count images samples n nimages nsamples number instances",
+    "support": "support sup count images samples n nimages nsamples number instances",
 }
 SCORE_OF = {other: score for score, others in NAMES.items() for other in others.split()}
 KIND_OF = {"macro": "macro", "weighted": "weighted", "micro": "micro", "unweighted": "macro"}
@@ -369,17 +369,20 @@ def take_named(
     return rest, found
 
 
+PREFIX = re.compile(r"(?i)^(actual|true|predicted|pred)\W+(?=\w)")  # of the name of a class
+
+
 def _named(lines, heading, above):
     "Return number of lines, classes and rows of a matrix below a heading; None if there is none."
     for names, corner in ((heading[1:], heading[0] if heading else ""), (heading, "")):
-        names = [name for name in names if name.casefold() not in ("all", "total", "sum")]
+        names = [PREFIX.sub("", name) for name in names if name.casefold() not in ("all", "total", "sum")]
         skip = int(bool(lines) and row_of(lines[0], len(heading), False) is None and len(lines) > len(names))
         width = len(names) + (len(heading) > len(names) + bool(corner))
         rows = [row_of(line, width, False) for line in lines[skip : skip + len(names)]]
-        if len(names) >= 2 and all(rows) and [row[1] for row in rows] == list(names):
+        if len(names) >= 2 and all(rows) and [PREFIX.sub("", row[1]) for row in rows] == names:
             cells = [row[2][: len(names)] for row in rows]
             turn = re.search(r"pred.*(true|actual|truth|reference)", f"{corner} {above}".casefold())
-            return skip + len(rows), list(names), [list(c) for c in zip(*cells)] if turn else cells
+            return skip + len(rows), names, [list(c) for c in zip(*cells)] if turn else cells
     return None
 
 

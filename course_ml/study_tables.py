@@ -52,7 +52,7 @@ from course_ml.study_models import (
 )
 
 # %% auto #0
-__all__ = ['mcnemar_table', 'try_networks', 'plot_intervals', 'plot_groups', 'plot_predictions', 'ReportedModels',
+__all__ = ['mcnemar_table', 'try_networks', 'plot_intervals', 'plot_groups', 'plot_predictions', 'show_leaks', 'ReportedModels',
            'published_record', 'published_table', 'show_published', 'differences', 'submit']
 
 # %% ../nbs/library/study_tables.ipynb #3b654be8
@@ -122,6 +122,21 @@ def plot_predictions(
              for row in chosen]
     rows = pd.Index(dataset.items.id).get_indexer([one.ids[row] for row in chosen])
     return show_images(dataset.images(64)[rows], ["\n".join(of_image) for of_image in lines], columns=4, size=1.6)
+
+# %% ../nbs/library/study_tables.ipynb #leakcd01
+def show_leaks(
+    effects: dict[str, pd.DataFrame],  # data set -> the table of `cleaning.leak_effect`
+    gains: dict[str, pd.DataFrame],  # data set -> a table with one gain of `record_gains`: careless minus grouped
+):
+    "Show a sentence for each data set: the difference, and how much of it duplicates can explain."
+    for name, effect in effects.items():
+        n, gain = effect.set_index("images").n, gains[name].dropna(subset="gain").iloc[0]
+        share = n["with a near duplicate"] / n["all"]
+        verdict = "less than the difference" if share < gain.gain else "so they may explain all of the difference"
+        if gain.low <= 0: verdict = "but the interval of the difference is not above zero"
+        display(Markdown(f"**{markdown_text(name)}.** The difference is {with_interval(gain, 'gain', 4, '+')}. Images with "
+                         f"a duplicate in the training folds are {100 * share:.1f} % of all; they could add at most "
+                         f"{share:.4f}, {verdict}."))
 
 # %% ../nbs/library/study_tables.ipynb #c1de448d
 @dataclass

@@ -392,7 +392,7 @@ def test_a_true_matrix_of_shares_is_never_flagged(seed, classes, digits, percent
 
 
 @pytest.mark.parametrize("model, finding", [
-    ("matrix: [[.90, .10], [.40, .60]], scores: {accuracy: .95}", "accuracy .95; the shares of rows in the matrix give"),
+    ("matrix: [[.90, .10], [.40, .60]], scores: {accuracy: .95}", "accuracy .95; the shares of rows in the matrix"),
     ("matrix: [[.90, .20], [.40, .60]], scores: {}", "neither the rows nor the columns nor all cells"),
     ("matrix: [[90 %, 10 %], [40 %, 60 %]], scores: {recall of a: .80}", "recall of a .80; the shares of rows"),
     ("matrix: [[.90, .10], [.40, .60]], per class: {a: ['-', '-', '-', 200], b: ['-', '-', '-', 100]}, "

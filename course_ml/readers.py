@@ -25,7 +25,7 @@ from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLIT_FILES', 'SPLIT_FILE', 'NO_DATA', 'NAME_AND_NUMBER', 'ROBOFLOW', 'FIRST_WORD', 'NUMBERED_WORD',
-           'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled', 'class_numbers']
+           'read_dataset', 'given_path', 'dataset_from_folders', 'names_in_list', 'read_unlabelled', 'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
 @takes_options
@@ -35,11 +35,18 @@ def read_dataset(
     **options: str,  # how to read the data, see `ReadOptions`
 ) -> Dataset:
     "Read a data set. Raises `FileNotFoundError` and `ValueError` that say what was found and what is needed."
-    path, options = Path(path), ReadOptions(**options)
+    path, options = given_path(path), ReadOptions(**options)
     if not path.exists():
         raise FileNotFoundError(f"there is nothing at {path}; give a folder of class folders, a folder with a table, "
                                 "a table, an archive or an npz")
     return _finish(_read(name or _name_of(path), path, options), options)
+
+def given_path(
+    path: str | Path,  # from a user; may begin with ~
+) -> Path:
+    "Return a path of data. Raises `ValueError` for an empty one, which would be the current folder."
+    if not str(path): raise ValueError("the path of the images (data_path) is empty")
+    return Path(path).expanduser()
 
 def _name_of(path):
     "A path's own name, without the suffixes of a file."
@@ -305,6 +312,7 @@ def names_in_list(
     classes: list[str],  # all names that there are
 ) -> list[str]:
     "Return the class names in a list, the longest that fit. Raises `ValueError` for one that is no class."
+    if not text.strip(" ,"): raise ValueError(f"leave_out: {text!r} has no name of a class")
     known = {re.sub(r"\s*,\s*", ",", name): name for name in classes}
     pieces, found = [piece.strip() for piece in text.split(",")], []
     while pieces:
@@ -332,7 +340,7 @@ def read_unlabelled(
     like: Dataset | None = None,  # the labeled images: those of more than 8 bits here get the same range
 ) -> Dataset:  # in the order of the table, or by name; every label is 0, and means nothing
     "Read images without labels. Raises `ValueError` for an image that is not there: none may be left out."
-    path, options = Path(path), ReadOptions(image_column=image_column, label_pattern=label_pattern)
+    path, options = given_path(path), ReadOptions(image_column=image_column, label_pattern=label_pattern)
     name = name or _name_of(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
         dataset = unlabelled_from_table(name, list_files(path.parent), path.name, classes, options)

@@ -392,6 +392,47 @@ def test_an_archive_alone_in_a_folder_is_read(tmp_path):
         read_dataset(tmp_path)
 
 
+def write_zip(path, counts, first=0):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(paths_of(counts), first): archive.writestr(name, png(number))
+
+
+@pytest.mark.parametrize("inside", [("", ""), ("train/", "test/")])
+def test_archives_of_splits_are_read_as_splits(tmp_path, inside):
+    write_zip(tmp_path / "train.zip", {f"{inside[0]}cat": 3, f"{inside[0]}dog": 3})
+    write_zip(tmp_path / "Test.zip", {f"{inside[1]}cat": 2, f"{inside[1]}dog": 2}, 6)
+    (tmp_path / "notes.pdf").touch()
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}
+    assert "read from the archives Test.zip, train.zip, each as if it were a folder" in told(dataset)
+    assert dataset.skipped.values.tolist() == [["notes.pdf", "next to the archives that are read"]]
+    assert len({image.tobytes() for image in dataset.images(8)}) == 10
+
+
+def test_an_archive_without_labels_is_the_unlabeled_test_set(tmp_path):
+    write_zip(tmp_path / "train.zip", {"cat": 3, "dog": 3})
+    write_zip(tmp_path / "test.zip", {"test": 4})
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"cat": 3, "dog": 3} and "4 images without labels" in told(dataset)
+    assert len(read_unlabelled(tmp_path, dataset.classes)) == 4
+
+
+def test_classes_in_names_of_images_in_archives_of_splits(tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number, name in enumerate(("cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png")):
+            archive.writestr(name, png(number))
+    write_zip(tmp_path / "test1.zip", {"test1": 3})
+    with pytest.raises(ValueError, match="label_pattern="): read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, label_pattern="^([a-z]+)[.]")
+    assert counts_of(dataset) == {"cat": 2, "dog": 2} and "3 images without labels" in told(dataset)
+
+
+def test_a_damaged_archive_of_a_split_is_named(tmp_path):
+    write_zip(tmp_path / "train.zip", {"cat": 3, "dog": 3})
+    (tmp_path / "test.zip").write_bytes(b"PK and no more")
+    with pytest.raises(ValueError, match="test.zip"): read_dataset(tmp_path)
+
+
 def test_empty_class_folders_in_archives_are_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
         for path in paths_of({"cat": 2, "dog": 2}):

@@ -148,7 +148,8 @@ def _labels_of(path, places, options):
         raise ValueError(SUBMISSION)
     opened = _open_table(path, places, options)
     if not opened.image: raise ValueError("it names none of the images")
-    if not any(vars(options).values()) and _is_about_classes(opened, places): raise ValueError(ABOUT_CLASSES)
+    is_free = not any(vars(options).values())
+    if is_free and _is_about_classes(opened, places): raise ValueError(ABOUT_CLASSES)
     _check_columns(opened.table, options)
     try: taken, *_ = _columns(opened, options)
     except ValueError: return ()  # said where the table is read

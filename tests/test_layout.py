@@ -187,6 +187,39 @@ def test_files_that_may_have_a_split_are_remarked(tmp_path, name, is_split):
     assert "LOOK AT" not in told(read_dataset(folder))
 
 
+def test_a_split_by_numbers_is_read_where_it_has_each_image(tmp_path):
+    paths = paths_of({"001.cat": 4, "002.dog": 4})
+    write(tmp_path, {"images/001.cat": 4, "images/002.dog": 4})
+    numbered = list(enumerate(paths, 1))
+    (tmp_path / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in numbered))
+    (tmp_path / "image_class_labels.txt").write_text("".join(f"{i} {1 + (i > 4)}\n" for i, _ in numbered))
+    (tmp_path / "classes.txt").write_text("1 001.cat\n2 002.dog\n")
+    marks = [f"{i} {int(i % 4 > 0)}\n" for i, _ in numbered]
+    (tmp_path / "train_test_split.txt").write_text("".join(marks))
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"test/001.cat": 1, "test/002.dog": 1, "train/001.cat": 3, "train/002.dog": 3}
+    in_test = dataset.items.location[dataset.items.split == "test"]
+    assert list(in_test) == ["images/001.cat/3.png", "images/002.dog/3.png"]
+    assert "split: the lists images.txt, train_test_split.txt" in told(dataset)
+    (tmp_path / "train_test_split.txt").write_text("".join(marks[1:]))
+    dataset = read_dataset(tmp_path)
+    assert "split" not in dataset.items and "LOOK AT train_test_split.txt" in told(dataset)
+
+
+@pytest.mark.parametrize("test, is_read", [
+    (["5.png", "6.png"], True), (["6.png"], False), (["1.png", "5.png", "6.png"], False)])
+def test_lists_of_images_beside_a_table_are_splits(tmp_path, test, is_read):
+    write(tmp_path, {"images": 7})
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},p{i}" for i in range(7)]
+    (tmp_path / "Data_Entry.csv").write_text("\n".join(["Image Index,label,Patient ID", *rows]))
+    (tmp_path / "train_val_list.txt").write_text("".join(f"{i}.png\n" for i in range(5)))
+    (tmp_path / "test_list.txt").write_text("\n".join(test))
+    dataset = read_dataset(tmp_path)
+    assert ("split" in dataset.items) == is_read and len(dataset) == 7
+    if is_read: assert list(dataset.items.split) == ["train"] * 5 + ["test"] * 2
+    else: assert "LOOK AT train_val_list.txt" in told(dataset)
+
+
 # Names
 
 

@@ -484,7 +484,7 @@ class Recipe:
     sampling: str = "shuffled"  # "shuffled": every image once an epoch; "balanced": every class equally often
     label_smoothing: float = 0.0  # 0 to 1: probability that is taken from the true class and spread over all
     focal_gamma: float = 0.0  # makes images that are easy already count less (Lin 2017); 0: cross-entropy
-    class_weights: str = "none"  # "none", "balanced" (mean 1), "inverse" or "normalized" (sum 1): `training.class_weights`
+    class_weights: str = "none"  # "none", "balanced", "inverse", "normalized", see `training.class_weights`
     optimizer: str = "adam"  # "adam", "adamw", "sgd" (Nesterov momentum .9), "lion", "ranger" (RAdam in Lookahead)
     learning_rate: float = 1e-3  # the highest of the schedule
     weight_decay: float = 0.0  # decoupled for adamw, lion and ranger, an L2 penalty otherwise

@@ -322,7 +322,7 @@ def fit(
     **info,  # more to be written into run.json, e.g. which weights were used
 ) -> Run:
     "Train, keep the best epoch's weights, predict the validation set. Finished runs are read, killed ones resumed."
-    process = this_process()
+    process, model = this_process(), model.to(choose_device())
     _check_fit(recipe, dataset, split, process.num_processes)
     choice = _choose(model, recipe, inputs, folder)
     probed = choice if recipe.precision == "auto" else None
@@ -430,8 +430,7 @@ def load_run(
     "Return a finished run with its trained model."
     from safetensors.torch import load_file
     model.load_state_dict(load_file(run.folder / "best.safetensors"))
-    model.eval()
-    return Run(run.folder, model, inputs)
+    return Run(run.folder, model.to(choose_device()).eval(), inputs)
 
 # %% ../nbs/library/fitting.ipynb #da9d694f
 def find_learning_rate(

@@ -5,6 +5,7 @@
 # %% ../nbs/08_cleaning.ipynb #0779c297
 from __future__ import annotations
 
+import html
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import pandas as pd
 from PIL import Image
 
 from .data import Dataset, Split, index_classes
+from .lettering import drawn_names
 from .metrics import wilson_interval
-from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, shorten, show_images
+from .names import one_line
+from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, show_images
 from .predictions import Predictions
 from .provenance import atomic_path
 
@@ -119,7 +122,8 @@ def plot_issues(
     shown = issues.head(count)
     rows = pd.Index(dataset.items.id).get_indexer(shown.id)
     columns = zip(shown.label, shown.predicted, shown["probability of predicted"])
-    titles = [f"label: {shorten(label, 14)}\nmodel: {shorten(predicted, 14)}\np = {p:.2f}"
+    names = drawn_names(dataset.classes, 14)
+    titles = [f"label: {names[label]}\nmodel: {names[predicted]}\np = {p:.2f}"
               for label, predicted, p in columns]
     colors = [CORRECT if same else INCORRECT for same in shown.label == shown.predicted]
     return show_images(dataset.images(size)[rows], titles, colors=colors)
@@ -207,11 +211,12 @@ class _Review:
             self.description.value = f"Nothing is left to decide; the decisions are in {self.file}."
             return
         first = left.iloc[0]
+        id, label, predicted = (html.escape(one_line(first[name])) for name in ("id", "label", "predicted"))
         row = pd.Index(self.dataset.items.id).get_loc(first.id)
         self.image.value, self.new.value = _png(self.dataset.images(self.size)[row]), first.predicted
-        self.description.value = (f"<b>{first.id}</b> ({len(left)} left)<br>"
-                                  f"label: {first.label} (p = {first.probability:.2f})<br>"
-                                  f"model: {first.predicted} (p = {first['probability of predicted']:.2f})")
+        self.description.value = (f"<b>{id}</b> ({len(left)} left)<br>"
+                                  f"label: {label} (p = {first.probability:.2f})<br>"
+                                  f"model: {predicted} (p = {first['probability of predicted']:.2f})")
 
 def _png(image):
     "Return an image as the bytes of a PNG."

@@ -117,7 +117,11 @@ def add_data_commands(
     check.add_argument("path", metavar="PATH", help="a folder, a table, an archive or an npz")
     _add_data_options(check)
     audit = _add(commands, "audit", audit_command, "check what the scores of a published record reveal")
-    audit.add_argument("file", metavar="FILE", help="a YAML file, see lesson 10")
+    audit.add_argument("file", metavar="FILE", nargs="?", help="a YAML file, see lesson 10")
+    audit.add_argument("--from", dest="pasted", metavar="FILE", help="instead: a text with scores as they were printed: "
+                       "scikit-learn's report, a Markdown, LaTeX or CSV table, a matrix (- reads what is typed)")
+    audit.add_argument("--positive", metavar="CLASS", default="", help="of two classes, that of precision, recall and F1")
+    audit.add_argument("--rows", choices=("classes", "models"), default="", help="what the rows of a table are")
     train = _add(commands, "train", train_command, "train a named recipe")
     train.add_argument("name", metavar="NAME", help="of the recipe, e.g. leaves_resnet50d")
     train.add_argument("--data", metavar="PATH", required=True,

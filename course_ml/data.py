@@ -255,18 +255,18 @@ LOOKS = ["row", "width", "height",  # in the file (pixels)
          "red", "green", "blue", "red squared", "green squared", "blue squared"]  # means of values from 0 to 1
 
 def look_at_image(
-    dataset: Dataset,
-    row: int,  # position in its items
-) -> dict:  # row, and either reason, or what `LOOKS` names
+    source: ImageSource,
+    location,  # of the image in the source
+) -> dict:  # either reason, or what `LOOKS` names, without row
     "Decode one image and describe it, or say why it cannot be read."
     import imagehash
-    try: image = dataset.source.image(dataset.items.location[row])
-    except (UnreadableImage, OSError) as error: return {"row": row, "reason": str(error)}
+    try: image = source.image(location)
+    except (UnreadableImage, OSError) as error: return {"reason": str(error)}
     bits = np.packbits(imagehash.phash(image).hash.ravel()).view("uint64")[0]
     width, height = image.info["size"]
     counts = np.array(image.histogram()).reshape(3, 256)
     low, high = image.info["values"] or np.flatnonzero(counts.sum(0))[[0, -1]]
-    return {"row": row, "width": width, "height": height, "reduced": image.width * image.height < width * height,
+    return {"width": width, "height": height, "reduced": image.width * image.height < width * height,
             "bits": bits, "kind": image.info["kind"], "pages": image.info["pages"], "white": image.info["white"],
             "low": low, "high": high, **describe_pixels(counts)}
 
@@ -276,10 +276,9 @@ def describe_pixels(
     "Return what a histogram says: the largest difference of values in a channel, means, and means of squares."
     values = np.arange(256) / 255
     there = [np.flatnonzero(channel) for channel in counts]
-    found = {"contrast": int(max(channel[-1] - channel[0] for channel in there))}
-    for name, share in zip(("red", "green", "blue"), counts / counts.sum(1, keepdims=True)):
-        found |= {name: share @ values, f"{name} squared": share @ values**2}
-    return found
+    means = counts @ np.stack([values, values**2], axis=1) / counts.sum(1, keepdims=True)
+    contrast = int(max(channel[-1] - channel[0] for channel in there))
+    return {"contrast": contrast, **dict(zip(LOOKS[-6:], means.T.ravel()))}
 
 # %% ../nbs/01_data.ipynb #c465a708
 def check_images(
@@ -300,8 +299,9 @@ def check_images(
 
 def _look_at_all(dataset):
     "What `look_at_image` says of all images that can be read, as a table, and of the others, as a list."
+    locations = dataset.items.location.to_numpy(object)
     def look_at_block(rows):
-        looks = [look_at_image(dataset, row) for row in rows]
+        looks = [{"row": row, **look_at_image(dataset.source, locations[row])} for row in rows]
         readable = [look for look in looks if "reason" not in look]
         return pd.DataFrame(readable, columns=LOOKS), [look for look in looks if "reason" in look]
     dataset.source.ranges  # decided before several threads need it

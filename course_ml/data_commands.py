@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from .reading import as_flags, reading_options
 
 # %% auto #0
 __all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'printable', 'show_reading', 'show_unused', 'try_images',
-           'about_split', 'check_command', 'audit_command', 'train_command', 'train_named', 'training_data',
-           'advised_batch_size', 'can_reach', 'free_memory', 'abilities', 'doctor_command']
+           'about_split', 'check_command', 'published_record', 'pasted_record', 'audit_command', 'train_command',
+           'train_named', 'training_data', 'advised_batch_size', 'can_reach', 'free_memory', 'abilities',
+           'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly
@@ -115,16 +117,45 @@ def check_command(options):
         if len(table): print(f"{title}\n{printable(lines)}\n")
 
 # %% ../nbs/library/data_commands.ipynb #00000008
-def audit_command(options):
-    "Say what the scores of a published record reveal."
-    from course_ml.audit import audit
+def published_record(
+    options,  # of the command: file, or pasted with positive and rows
+) -> dict:
+    "Return the record that is to be audited; print what was read of a pasted text. Raises `ReportError`."
     from course_ml.published_records import read_record
-    try: table = audit(read_record(options.file))
-    except ValueError as error: raise ReportError(str(error)) from None
+    if bool(options.file) == bool(options.pasted):
+        raise ReportError("give a record, or --from a file with a table")
+    if options.file and (options.positive or options.rows):
+        raise ReportError("--positive and --rows belong to --from")
+    try: return read_record(options.file) if options.file else pasted_record(options)
+    except (OSError, UnicodeDecodeError) as error: raise ReportError(f"{options.pasted}: {error}") from None
+    except ValueError as error:
+        raise ReportError(f"{options.pasted}: {error}" if options.pasted else str(error)) from None
+
+def pasted_record(
+    options,  # of the command: pasted, positive, rows
+) -> dict:
+    "Return the record of a pasted text, and print it. Raises `ValueError`, `OSError`."
+    import yaml
+
+    from course_ml.pasted_tables import read_pasted
+    text = sys.stdin.read() if options.pasted == "-" else Path(options.pasted).read_text(encoding="utf-8-sig")
+    pasted = read_pasted(text, options.positive, options.rows)
+    found = yaml.safe_dump(pasted.record["models"], sort_keys=False, allow_unicode=True, default_flow_style=None)
+    print("What was read:", printable(found), sep="\n")
+    unread = [f"  {printable(line)}" for line in pasted.unread]
+    if unread: print("What was not read:", *unread, "", sep="\n")
+    return pasted.record
+
+def audit_command(options):
+    "Say what the scores of a published record reveal. Raises `RunError` if some are impossible."
+    from course_ml.audit import audit
+    table = audit(published_record(options))
     for verdict, findings in table.groupby("verdict", sort=False):
         print(f"{verdict}:")
-        for row in findings.itertuples(): print(f"  {row.where}: {row.finding}")
+        for row in findings.itertuples(): print(printable(f"  {row.where}: {row.finding}"))
     if table.empty: print("Nothing found.")
+    if count := int((table.verdict == "impossible").sum()):
+        raise RunError(f"{count} of the findings are impossible")
 
 # %% ../nbs/library/data_commands.ipynb #0000000b
 def train_command(options):

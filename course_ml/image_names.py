@@ -69,6 +69,7 @@ class ImageFinder:
         table: str = "",  # path of the table in the listing: of several images the nearest to it is meant
     ) -> list[str | list[str]]:  # the path of each image; a list of paths where none is found (empty) or several
         "Find images by name."
+        names = list(names)
         parts = [_tail_parts(name) for name in names]
         drop, found = self._best_drop(parts)
         return [self._choose(name, len(own) - drop, numbers, table) for name, own, numbers in zip(names, parts, found)]
@@ -77,14 +78,16 @@ class ImageFinder:
         "How many folders to drop from the names of a table, and the images that each name then fits."
         tried = []
         for drop in range(max(map(len, parts), default=0)):
-            tried.append([self._lookup(own[drop:]) for own in parts])
+            tried.append(self._lookup([own[drop:] for own in parts]))
             if 2 * _number_found(tried[-1]) >= len(parts): return drop, tried[-1]
         best = max(map(_number_found, tried), default=0)
         return next(((drop, found) for drop, found in enumerate(tried) if 2 * _number_found(found) >= best),
                     (0, [[]] * len(parts)))
 
-    def _lookup(self, own):
-        return self._index(len(own)).get("/".join(own), []) if own else []
+    def _lookup(self, parts):
+        "The images that each name fits with all its parts."
+        index = {length: self._index(length) for length in set(map(len, parts)) if length}
+        return [index[len(own)].get("/".join(own), []) if own else [] for own in parts]
 
     def _choose(self, name, length, numbers, table):
         "The one image that is meant; all where it is not clear which."

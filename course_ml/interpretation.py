@@ -14,8 +14,9 @@ import torch
 
 from .data import Dataset
 from .experiment import load_model
+from .lettering import drawn_names
 from .metrics import wilson_interval
-from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle, shorten
+from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle
 from .predictions import Predictions
 from .runs import Run
 from .runtime import choose_device
@@ -75,7 +76,7 @@ def grad_cam(
     "Return how much each place of an image speaks for a class. Raise `ValueError` for a Keras run."
     if run.recipe.framework != "torch":
         raise ValueError("grad_cam: this is a run of Keras; grad_cam works on torch models")
-    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam import HiResCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model = load_model(run, len(dataset.classes)).eval()
@@ -85,7 +86,7 @@ def grad_cam(
     prepared = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     images = to_batch(prepared, rows, choose_device())
     targets = None if labels is None else [ClassifierOutputTarget(int(label)) for label in labels]
-    with GradCAM(model, [last_feature_map(model, images)]) as camera:
+    with HiResCAM(model, [last_feature_map(model, images)]) as camera:
         return camera(images, targets)
 
 # %% ../nbs/06a_interpretation.ipynb #8cf41652
@@ -95,7 +96,7 @@ def _draw_heat(above, below, image: np.ndarray, heat: np.ndarray) -> None:
         axis.imshow(image, interpolation="none")
         axis.set_axis_off()
     edge = len(image) - 0.5
-    below.imshow(heat, cmap="magma", alpha=0.6, vmin=0, vmax=1, extent=(-0.5, edge, edge, -0.5))
+    below.imshow(heat, cmap="magma", alpha=0.8 * heat, vmin=0, vmax=1, extent=(-0.5, edge, edge, -0.5))
 
 
 def plot_grad_cam(
@@ -109,10 +110,11 @@ def plot_grad_cam(
     positions = pd.Index(dataset.items.id).get_indexer(np.array(predictions.ids, object)[rows])
     heat, images = grad_cam(run, dataset, positions), images_of(predictions, dataset, rows, size)
     figure, axes = new_figure(2, len(rows), 1.3 * len(rows), 3)
+    names = list(drawn_names(predictions.classes, 14).values())
     for (above, below), row, image, map_of_image in zip(axes.T, rows, images, heat):
         correct = predictions.y_pred[row] == predictions.y_true[row]
         _draw_heat(above, below, image, map_of_image)
-        title = f"{'✓' if correct else '✗'} {shorten(predictions.classes[predictions.y_pred[row]], 14)}"
+        title = f"{'✓' if correct else '✗'} {names[predictions.y_pred[row]]}"
         above.set_title(title, fontsize=8, color=CORRECT if correct else INCORRECT)
     return settle(figure)
 
@@ -137,7 +139,7 @@ def embed(
 
 def _color_classes(axis, points: np.ndarray, predictions: Predictions, most: int) -> None:
     "Draw the largest classes in colors of their own, the others in gray."
-    truth = predictions.y_true
+    truth, names = predictions.y_true, list(drawn_names(predictions.classes, 18).values())
     counts = np.bincount(truth, minlength=len(predictions.classes))
     named = [label for label in np.argsort(-counts, kind="stable")[: min(most, len(COLORS))] if counts[label]]
     rest = ~np.isin(truth, named)
@@ -145,7 +147,7 @@ def _color_classes(axis, points: np.ndarray, predictions: Predictions, most: int
     axis.scatter(*points[rest].T, s=8, color="lightgray", label=label)
     for k, label in enumerate(named):
         style = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
-        axis.scatter(*points[truth == label].T, s=14, label=shorten(predictions.classes[label], 18), **style)
+        axis.scatter(*points[truth == label].T, s=14, label=names[label], **style)
 
 
 def plot_embedding(
@@ -243,10 +245,11 @@ def plot_slices(
     figure, ((axis,),) = new_figure(1, 1, 5, 0.3 * len(table) + 0.8)
     sides = [table.accuracy - table.low, table.high - table.accuracy]
     axis.errorbar(table.accuracy, range(len(table)), xerr=sides, fmt="o", ms=4, capsize=2, color=COLORS[0])
-    labels = [f"{value} ({n})" for value, n in zip(table.slice, table.n)]
+    names = drawn_names(table.slice.map(str), kind="slice")
+    labels = [f"{names[str(value)]} ({n})" for value, n in zip(table.slice, table.n)]
     axis.set_yticks(range(len(table)), labels, fontsize=8)
     axis.axvline(overall, color="gray", linestyle=":")
-    axis.set(xlabel="accuracy with 95 % interval; in parentheses: images", ylim=(len(table) - 0.5, -0.5))
+    axis.set(xlabel="accuracy with 95 % interval\n(in parentheses: images)", ylim=(len(table) - 0.5, -0.5))
     return settle(figure)
 
 # %% ../nbs/06a_interpretation.ipynb #06235c1b

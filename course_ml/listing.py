@@ -33,6 +33,7 @@ class Listing:
     paths: list[str]  # of all files but junk, relative to the root and as they are really written, sorted
     set_aside: list[tuple[str, str]] = field(default_factory=list)  # path and reason: junk, broken links, ...
     empty: list[str] = field(default_factory=list)  # folders without a file, junk not counted
+    known: dict = field(default_factory=dict, repr=False, compare=False)  # what readers made of it, to be used again
 
     def images(self) -> list[str]:
         "Return the paths of the files that are images by their names."

@@ -14,14 +14,14 @@ from matplotlib.colors import LogNorm, PowerNorm
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
+from .lettering import drawn_names, letter
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
 from .provenance import atomic_path
 
 # %% auto #0
-__all__ = ['PALETTE', 'COLORS', 'CORRECT', 'INCORRECT', 'MARKERS', 'CONFIDENT_ERRORS', 'new_figure', 'settle', 'shorten',
-           'show_images', 'save_figure', 'confusion_order', 'top_confusions', 'plot_confusion', 'images_of',
-           'plot_top_confusions', 'gallery_rows', 'plot_gallery', 'by_name', 'plot_per_class', 'plot_reliability',
-           'plot_learning_curves']
+__all__ = ['PALETTE', 'COLORS', 'CORRECT', 'INCORRECT', 'MARKERS', 'CONFIDENT_ERRORS', 'new_figure', 'settle', 'show_images',
+           'save_figure', 'confusion_order', 'top_confusions', 'plot_confusion', 'images_of', 'plot_top_confusions',
+           'gallery_rows', 'plot_gallery', 'by_name', 'plot_per_class', 'plot_reliability', 'plot_learning_curves']
 
 # %% ../nbs/06_plots.ipynb #a68e146b
 PALETTE = plt.style.library["seaborn-v0_8-colorblind"]["axes.prop_cycle"].by_key()["color"]
@@ -47,21 +47,15 @@ def new_figure(
 def settle(
     figure: plt.Figure,  # made by `new_figure`
 ) -> plt.Figure:  # the same
-    "Fix the positions of all axes, which otherwise change a little with each drawing, and with them the saved bytes."
+    """Make all texts plain, and fix the positions of all axes, which otherwise change a little with each drawing, and
+    with them the saved bytes."""
+    letter(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axis in figure.axes:
         axis.set_position(np.round(axis.get_position(original=True).bounds, 5))
     return figure
 
-
-def shorten(
-    name,  # a class name
-    most: int = 24,  # characters, at least 1
-) -> str:
-    "Return the name, or its beginning and an ellipsis."
-    name = str(name)
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 # %% ../nbs/06_plots.ipynb #faf65ff2
 def _frame(axis, color) -> None:
@@ -118,7 +112,7 @@ def _matrix_with_text(axis, matrix, shares, strings, title):
     for (row, column), string in np.ndenumerate(strings):
         color = "white" if shares[row, column] > 0.45 else "black"
         axis.text(column, row, string, ha="center", va="center", fontsize=8, color=color)
-    names = [shorten(name) for name in matrix.columns]
+    names = list(matrix.columns)
     tilted = max(map(len, names)) > 3
     options = {"rotation": 45, "ha": "right"} if tilted else {"rotation": 0, "ha": "center"}
     axis.set_xticks(range(len(names)), names, rotation_mode="anchor", **options)
@@ -133,7 +127,7 @@ def _confusion_of_few(matrix):
     panels = [("images", counts.astype(str))]
     if len(counts) <= 12:
         panels.append(("share of the true class", np.char.mod("%.2f", shares)))
-    side, longest = max(2, 0.42 * len(counts)), max(len(shorten(name)) for name in matrix.columns)
+    side, longest = max(2, 0.42 * len(counts)), max(map(len, matrix.columns))
     width, height = side + 0.5 + 0.085 * longest, side + 0.6 + 0.06 * longest
     figure, axes = new_figure(1, len(panels), len(panels) * width, height)
     for axis, (title, strings) in zip(axes.flat, panels):
@@ -175,7 +169,7 @@ def _matrix_with_colors(figure, axis, matrix):
     ticks = [tick for tick in np.outer(10 ** np.arange(6), [1, 2, 5]).ravel() if tick <= top]
     bar = figure.colorbar(image, ax=axis, label="images (logarithmic)", shrink=0.6, format="%d", ticks=ticks)
     bar.minorticks_off()
-    names = [shorten(name, 18) for name in matrix.columns] if len(matrix) <= 60 else []
+    names = list(matrix.columns) if len(matrix) <= 60 else []
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axis.set_yticks(range(len(names)), names, fontsize=6)
     title = f"{len(matrix)} classes, similar ones next to each other"
@@ -191,7 +185,7 @@ def _number_errors(axis, matrix, pairs) -> str:
     lines = ["most frequent errors", "true class → predicted class"]
     for number, (true, predicted, images, of) in enumerate(pairs.itertuples(index=False), 1):
         axis.annotate(number, (position[predicted], position[true]), (8, 8), **options)
-        lines.append(f"\n{number}  {shorten(true)}\n    → {shorten(predicted)}: {images} of {of}")
+        lines.append(f"\n{number}  {true}\n    → {predicted}: {images} of {of}")
     return "\n".join(lines)
 
 
@@ -211,10 +205,11 @@ def plot_confusion(
     predictions,  # Predictions of n images, C classes
 ) -> plt.Figure:
     "Draw the confusion matrix, true classes in rows: with numbers for up to 20 classes, with colors for more."
-    matrix = confusion(predictions)
+    labels = drawn_names(predictions.classes, 20)
+    matrix = confusion(predictions).rename(index=labels, columns=labels)
     if len(matrix) <= 20:
         return _confusion_of_few(matrix)
-    return _confusion_of_many(matrix, top_confusions(predictions))
+    return _confusion_of_many(matrix, top_confusions(predictions).replace(labels))
 
 # %% ../nbs/06_plots.ipynb #7885a1ef
 def images_of(
@@ -247,7 +242,8 @@ def plot_top_confusions(
 ) -> plt.Figure:
     "Draw the most frequent errors, a row for each pair of classes, with the images of highest confidence."
     table = top_confusions(predictions, pairs)
-    names = [shorten(name, 20) for name in [*table["true class"], *table["predicted class"]]]
+    labels = drawn_names(predictions.classes, 20)
+    names = [labels[name] for name in [*table["true class"], *table["predicted class"]]]
     wide, rows = 0.9 + 0.075 * max(map(len, names), default=20), max(len(table), 1)
     ratios = [wide] + [1] * examples
     figure, axes = new_figure(rows, examples + 1, wide + 1.05 * examples, 1.1 * rows, width_ratios=ratios)
@@ -256,7 +252,7 @@ def plot_top_confusions(
     if table.empty:
         axes[0, 0].text(0, 0.5, "no image is assigned to another class")
     for line, (true, predicted, images, of) in zip(axes, table.itertuples(index=False)):
-        label = f"true: {shorten(true, 20)}\npredicted: {shorten(predicted, 20)}\n{images} of {of} images"
+        label = f"true: {labels[true]}\npredicted: {labels[predicted]}\n{images} of {of} images"
         line[0].text(0, 0.5, label, va="center", fontsize=8)
         chosen = _rows_of_pair(predictions, true, predicted, examples)
         for axis, image in zip(line[1:], images_of(predictions, dataset, chosen, size)):
@@ -286,11 +282,12 @@ def gallery_rows(
 
 def _gallery_title(predictions, row: int) -> str:
     "Return predicted class and probability and, for an error, the true class."
-    true, predicted = (predictions.classes[y[row]] for y in (predictions.y_true, predictions.y_pred))
+    labels = list(drawn_names(predictions.classes, 12).values())
+    true, predicted = (labels[y[row]] for y in (predictions.y_true, predictions.y_pred))
     probability = f"p = {predictions.probabilities[row].max():.2f}"
     if true == predicted:
-        return f"✓ {shorten(predicted, 16)}\n{probability}"
-    return f"true: {shorten(true, 14)}\n✗ {shorten(predicted, 16)}\n{probability}"
+        return f"✓ {predicted}\n{probability}"
+    return f"true: {true}\n✗ {predicted}\n{probability}"
 
 
 def plot_gallery(
@@ -342,7 +339,8 @@ def plot_per_class(
         shift, color = (i - (len(tables) - 1) / 2) * 0.75 / len(tables), COLORS[i % 6]
         _errorbars(axis, table.loc[classes], score, shift, color, MARKERS[i % 5], name or "95 % interval")
         axis.axvline(class_average(models[name], score=score), color=color, ls="--", lw=0.8)
-    labels = [f"{shorten(name)} ({first.loc[name, 'support']:.0f})" for name in classes]
+    names = drawn_names(first.index)
+    labels = [f"{names[name]} ({first.loc[name, 'support']:.0f})" for name in classes]
     axis.set_yticks(range(len(classes)), labels)
     left_out = f", the lowest {len(classes)} of {len(first)} classes" if len(classes) < len(first) else ""
     axis.set(ylim=(-0.7, len(classes) - 0.3), xlim=(None, 1.01), title=f"{score} by class{left_out}")

@@ -14,33 +14,28 @@ import numpy as np
 import pandas as pd
 
 from .arrays import dataset_from_arrays, find_arrays
-from .columns import NoLabels
+from .columns import GROUP_WORDS, NoLabels, means_the_same
 from .data import Dataset, index_classes
 from .image_sources import FolderImages
 from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of
 from .listing import BY_PROGRAM, HIDDEN, TEXT, Listing, clean_path, is_archive, list_files
-from .reading import Reading, ReadOptions, split_named
+from .reading import Reading, ReadOptions, split_named, takes_options
 from .table_files import TABLE_SUFFIXES
 from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
-__all__ = ['COLUMNS', 'SPLIT_FILES', 'SPLIT_FILE', 'NO_DATA', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders',
-           'names_in_list', 'read_unlabelled', 'class_numbers']
+__all__ = ['COLUMNS', 'SPLIT_FILES', 'SPLIT_FILE', 'NO_DATA', 'NAME_AND_NUMBER', 'ROBOFLOW', 'FIRST_WORD', 'NUMBERED_WORD',
+           'read_dataset', 'dataset_from_folders', 'names_in_list', 'read_unlabelled', 'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
+@takes_options
 def read_dataset(
     path: str | Path,  # a folder, an archive, a table or an npz
     name: str = "",  # for titles; default: the path's own name
-    image_column: str = "",  # of a table: the images; default: one with a usual name
-    label_column: str = "",  # of a table: the classes; default: one with a usual name
-    group_column: str = "",  # of a table: rows that share a value stay together; several separated by commas
-    split_column: str = "",  # of a table: train, validation or test
-    leave_out: str = "",  # classes to leave out, separated by commas
-    label_pattern: str = "",  # a regular expression whose group is the class, searched in the names of the files
+    **options: str,  # how to read the data, see `ReadOptions`
 ) -> Dataset:
     "Read a data set. Raises `FileNotFoundError` and `ValueError` that say what was found and what is needed."
-    path = Path(path)
-    options = ReadOptions(image_column, label_column, group_column, split_column, leave_out, label_pattern)
+    path, options = Path(path), ReadOptions(**options)
     if not path.exists():
         raise FileNotFoundError(f"there is nothing at {path}; give a folder of class folders, a folder with a table, "
                                 "a table, an archive or an npz")
@@ -64,7 +59,7 @@ def _read(name, path, options):
 
 def _read_arrays(name, path, options):
     "Arrays as a data set."
-    _refuse(options, ["label_pattern"], f"{path} has arrays, not files with names")
+    _refuse(options, ["label_pattern", "group_pattern"], f"{path} has arrays, not files with names")
     return dataset_from_arrays(name, path, options)
 
 def _read_tables(name, listing, tables, options):
@@ -172,7 +167,9 @@ def dataset_from_folders(
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
     if layout.images.split.any(): items["split"] = layout.images.split
     skipped = _table_of_skipped([*((path, UNLABELED) for path in layout.unlabeled), *layout.unused])
-    dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + _say_left_out(layout.unused))
+    said = re.findall("(?m)^table (.*) not used: ", "\n".join(tables.decisions if tables else ()))
+    left_out = _say_left_out([pair for pair in layout.unused if pair[0] not in said])
+    dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + left_out)
     return _also_skipped(dataset, listing.set_aside)
 
 def _ids_of(paths):
@@ -215,8 +212,12 @@ def _finish(dataset, options):
     "The data set with clean class names, without the classes to leave out, and with the remarks that all share."
     dataset = _with_clean_classes(dataset)
     if options.leave_out: dataset = _leave_out(dataset, options.leave_out)
+    if options.group_pattern: dataset = _group_by_name(dataset, options)
     _check_classes(dataset)
-    return replace(dataset, reading=dataset.reading.remark(*_say_alike(dataset.classes), *_say_split_files(dataset)))
+    remarks = [*_say_alike(dataset.classes), *_say_split_files(dataset)]
+    has_groups = options.group_pattern or options.group_column
+    if not has_groups: remarks += _offer_groups_in_names(dataset)
+    return replace(dataset, reading=dataset.reading.remark(*remarks))
 
 def _with_clean_classes(dataset):
     "The data set with names of classes in Unicode's form NFC, without spaces around them; equal ones become one."
@@ -248,6 +249,55 @@ def _say_alike(classes):
     for _, names in pd.Series(classes).groupby([name.casefold() for name in classes]):
         if len(names) < 2: continue
         yield f"the classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
+
+# %% ../nbs/library/readers.ipynb #rs000031
+def _group_by_name(dataset, options):
+    "The data set with the groups that a pattern finds in the names of the files."
+    _refuse(options, ["group_column"], "a group_pattern is given")
+    pattern, items = options.group_pattern, dataset.items
+    found = labels_by_name(items.location, pattern, "group_pattern")
+    groups = pd.Series(found, items.index, dtype=str)
+    has_group = groups != ""
+    if not has_group.any():
+        raise ValueError(f"group_pattern {pattern!r} fits none of {_say_images(list(items.location))}")
+    count = number_of(groups[has_group].nunique(), "group")
+    reading = dataset.reading.decide(f"{count} by group_pattern {pattern!r}: {listed(groups[has_group])}")
+    if not has_group.all():
+        alone = items.location[~has_group]
+        reading = reading.remark(f"group_pattern {pattern!r} finds no group for {_say_images(list(alone))}; "
+                                 "each of these is a group of its own")
+    return replace(dataset, items=items.assign(group=groups.where(groups != "", items.id)), reading=reading)
+
+ROBOFLOW, FIRST_WORD = r"^(.+)\.rf\.", r"^([A-Za-z]*[0-9]+[A-Za-z]*)[_-]"
+NUMBERED_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(GROUP_WORDS))})[ _-]?[0-9]", re.IGNORECASE)
+
+def _offer_groups_in_names(dataset):
+    "A remark on the first pattern that finds groups in the names of the files."
+    if dataset.items.location.dtype.kind in "iu": return
+    paths, labels = dataset.items.location.map(clean_path), pd.Series(dataset.labels, dataset.items.index)
+    for pattern in _group_patterns(paths):
+        values = pd.Series(labels_by_name(paths, pattern), paths.index, dtype=str)
+        values = values[values != ""]
+        repeated = values.duplicated(keep=False).sum()
+        if 2 * len(values) < len(paths) or 2 * repeated < len(values): continue
+        if values.nunique() < 2 or means_the_same(values, labels[values.index]): continue
+        value, count = next(iter(values.value_counts().items()))
+        yield (f"LOOK AT the names of the images: {number_of(values.nunique(), 'name')} such as {value} in "
+               f"{number_of(len(values), 'image')} ({value} in {count}). If images with one of these show the same thing, "
+               f"they belong in one split: give group_pattern={pattern!r}")
+        return
+
+def _group_patterns(paths):
+    "Patterns that may find groups in names: a word such as patient with a number, copies of one image, a first word."
+    sample = paths.iloc[::-(-len(paths) // 1000)] if len(paths) else paths
+    words = [found[1] for path in sample if (found := NUMBERED_WORD.search(path))]
+    for word in dict.fromkeys(words):
+        if 2 * words.count(word) < len(sample): continue
+        in_name = rf"({word}[ _-]?[0-9]+)"
+        yield from (in_name, rf"{in_name}[^/]*/")
+    for pattern in (ROBOFLOW, FIRST_WORD):
+        fitting = sum(map(bool, labels_by_name(sample, pattern)))
+        if fitting and 2 * fitting >= len(sample): yield pattern
 
 # %% ../nbs/library/readers.ipynb #rs000015
 def names_in_list(

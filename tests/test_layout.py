@@ -234,7 +234,7 @@ def test_a_class_with_a_comma_can_be_left_out(tmp_path):
     folder = write(tmp_path / "set", {"cat": 3, "dog": 3, "owl, barn": 1, "7": 2})
     dataset = read_dataset(folder, leave_out="owl, barn,7")
     assert dataset.classes == ["cat", "dog"] and len(dataset.skipped) == 3
-    with pytest.raises(ValueError, match="there is no class 'barn'; the classes are 7, cat, dog, owl, barn"):
+    with pytest.raises(ValueError, match="there is no class 'barn'; the classes are 7, cat, dog, 'owl, barn'"):
         read_dataset(folder, leave_out="barn")
 
 
@@ -570,3 +570,77 @@ def test_splits_of_any_classes_are_splits(classes, data):
     layout = decide_layout(paths)
     assert len(layout.images) == len(paths) and set(layout.images.label) == {name.strip() for name in classes}
     assert list(layout.images.split) == [name for name in ("train", "validation", "test") for _ in classes]
+
+
+# Groups in the names of files: they are offered, and taken only on request
+
+NAMES_WITH_GROUPS = {
+    "a word with a number": ("{c}/patient{g}_{i}.png", r"(patient[ _-]?[0-9]+)", "patient1"),
+    "in capitals": ("{c}/x_Subject-{g}.{i}.png", r"(Subject[ _-]?[0-9]+)", "Subject-1"),
+    "a folder in the class": ("{c}/Patient {g}/{i}.png", r"(Patient[ _-]?[0-9]+)[^/]*/", "Patient 1"),
+    "a folder around the class": ("{c}/{c}/session_{g}/{i}.png", r"(session[ _-]?[0-9]+)[^/]*/", "session_1"),
+    "Market-1501": ("{c}/000{g}_c1s1_{i:06d}_00.png", "^([A-Za-z]*[0-9]+[A-Za-z]*)[_-]", "0001"),
+    "a letter and a number": ("{c}/p{g}-{i}.png", "^([A-Za-z]*[0-9]+[A-Za-z]*)[_-]", "p1"),
+    "copies by Roboflow": ("{c}/IMG_{g}_jpg.rf.{i:032x}.jpg", r"^(.+)\.rf\.", "IMG_1_jpg"),
+}
+
+
+def with_names(folder, pattern, count=12):
+    "Images of two classes; `g` is the number of the group, which has images of both."
+    for i in range(count):
+        path = Path(folder) / pattern.format(c=("cat", "dog")[i % 2], g=i // 4, i=i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    return Path(folder)
+
+
+@pytest.mark.parametrize("names, pattern, group", NAMES_WITH_GROUPS.values(), ids=NAMES_WITH_GROUPS)
+def test_groups_in_names_are_offered(tmp_path, names, pattern, group):
+    folder = with_names(tmp_path / "set", names)
+    dataset = read_dataset(folder)
+    assert dataset.items.group.nunique() == 12 and f"give group_pattern={pattern!r}" in told(dataset)
+    dataset = read_dataset(folder, group_pattern=pattern)
+    assert dataset.items.group.nunique() == 3 and (dataset.items.group == group).sum() == 4
+    assert f"3 groups by group_pattern {pattern!r}" in told(dataset) and "LOOK AT" not in told(dataset)
+    split = Split.of(dataset, k=3)
+    assert all(len(set(own)) == 1 for _, own in pd.Series(split.splits).groupby(dataset.items.group.to_numpy()))
+
+
+@pytest.mark.parametrize("names", ["{c}/{i}.png", "{c}/IMG_{i}.png", "{c}/{c}_{i}.png", "{c}/{i}_front.png", "{c}/a1_{i}.png",
+                                   "{c}/patient{i}.png", "{c}/{c}1_{i}.png", "{c}/showcase1_{i}.png"])
+def test_names_without_groups_are_not_offered(tmp_path, names):
+    assert "group_pattern" not in told(read_dataset(with_names(tmp_path / "set", names)))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"group_pattern": "(horse)"}, r"group_pattern '\(horse\)' fits none of 12 images, e.g. cat/patient0_0.png"),
+    ({"group_pattern": "^(cat"}, r"group_pattern '\^\(cat' is no regular expression"),
+    ({"group_pattern": "cat"}, "group_pattern 'cat' has no group; put the part of the name that is the group"),
+])
+def test_group_patterns_that_do_not_fit_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_dataset(with_names(tmp_path / "set", "{c}/patient{g}_{i}.png"), **options)
+
+
+def test_group_pattern_that_fits_some_images(tmp_path):
+    folder = with_names(tmp_path / "set", "{c}/patient{g}_{i}.png")
+    (folder / "cat/other.png").write_bytes(png(99))
+    dataset = read_dataset(folder, group_pattern=r"(?P<group>patient\d)")
+    assert dataset.items.group.nunique() == 4
+    assert "finds no group for 1 image, e.g. cat/other.png; each of these is a group of its own" in told(dataset)
+
+
+def test_group_pattern_with_a_table(tmp_path):
+    folder = with_names(tmp_path / "set", "{c}/patient{g}_{i}.png")
+    rows = [f"{path.name},{'ab'[i % 2]},x{i // 3}" for i, path in enumerate(sorted(folder.rglob("*.png")))]
+    (folder / "labels.csv").write_text("\n".join(["file,label,plant_id", *rows]))
+    assert read_dataset(folder, group_pattern=r"(patient\d)").items.group.nunique() == 3
+    with pytest.raises(ValueError, match="group_column='plant_id' cannot be used: a group_pattern is given"):
+        read_dataset(folder, group_pattern=r"(patient\d)", group_column="plant_id")
+
+
+def test_names_with_commas_are_quoted_and_unused_tables_named_once(tmp_path):
+    folder = write(tmp_path / "set", {"cat": 3, "owl, barn": 3})
+    (folder / "classes.csv").write_text("kind,name\nfurry,cat\nfeathered,owl\n")
+    text = told(read_dataset(folder))
+    assert "2 classes by folder: cat, 'owl, barn'" in text and text.count("classes.csv") == 1

@@ -1,5 +1,6 @@
 "The commands and notebooks that read data: one set of options, what is said, and values of papermill."
 
+import inspect
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 
 from course_ml.command_line import command_line, main
+from course_ml.datasets import load_dataset
 from course_ml.notebooks import ParameterError, convert_parameters, parameters_position, read_notebook, read_parameters
 from course_ml.provenance import package_folder
+from course_ml.readers import read_dataset
 from course_ml.reading import OPTION_HELP
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +46,14 @@ def test_commands_have_the_same_options(arguments):
     flags = [word for name in OPTION_HELP for word in (f"--{name.replace('_', '-')}", f"a {name}")]
     options = command_line().parse_args([*arguments, *flags, "--group-duplicates", "near"])
     assert [getattr(options, name) for name in OPTIONS] == [*(f"a {name}" for name in OPTION_HELP), "near"]
+
+
+@pytest.mark.parametrize("function", [read_dataset, load_dataset])
+def test_help_shows_the_same_options(function):
+    names = list(inspect.signature(function).parameters)
+    assert names[-len(OPTION_HELP):] == list(OPTION_HELP) and "options" not in names
+    assert all(f"  {name}: {about}\n" in f"{inspect.getdoc(function)}\n" for name, about in OPTION_HELP.items())
+    with pytest.raises(TypeError, match="lable_column"): function("x", lable_column="dx")
 
 
 @pytest.mark.parametrize("path", [ROOT / "nbs/03_resnet.ipynb", package_folder() / "templates/study.ipynb"])

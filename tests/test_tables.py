@@ -22,7 +22,7 @@ from course_ml.listing import list_files
 from course_ml.readers import read_dataset
 from course_ml.reading import ReadOptions
 from course_ml.table_files import read_table
-from course_ml.tables import find_tables, unlabelled_from_table
+from course_ml.tables import dataset_from_table, find_tables, unlabelled_from_table
 
 
 def png(number=0):
@@ -812,3 +812,38 @@ def test_images_in_archives_are_hashed_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("course_ml.image_sources.ZipImages.content", never)
     assert read_dataset(tmp_path).fingerprint == first.fingerprint
+
+
+# Encodings that are not UTF-8, and limits
+
+@pytest.mark.parametrize("encoding, said, names", [
+    ("gbk", "guessed to be gb18030", ("玫瑰", "向日葵", "郁金香")),
+    ("shift_jis", "guessed to be cp932", ("さくら", "ひまわり", "チューリップ")),
+    ("cp1251", "guessed to be cp1251", ("кошка", "собака", "лошадь")),
+    ("cp1252", "taken for cp1252", ("chêne", "érable", "tilleul")),
+    ("cp1252", "taken for cp1252", ("Löwenzahn", "Gänseblümchen", "Buche")),
+    ("cp1252", "taken for cp1252", ("Piñón", "año", "té")),
+])
+def test_encodings(tmp_path, encoding, said, names):
+    table = csv("file,label", "{i}.png,{c}", 30, names).encode(encoding)
+    dataset = read(tmp_path, images("{}.png", 30) | {"train.csv": table})
+    assert set(dataset.classes) == set(names) and f"encoding: not UTF-8, {said}" in decisions(dataset)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_a_table_with_too_many_cells_is_refused(tmp_path, monkeypatch, name):
+    files = images("{}.png", 12) | {"train.csv": csv("file,label", "{i}.png,{c}")}
+    frame = pd.read_csv(io.StringIO(files["train.csv"]))
+    write(tmp_path, files)
+    frame.to_parquet(tmp_path / "train.parquet")
+    monkeypatch.setattr("course_ml.table_files.MOST_CELLS", 23)
+    with pytest.raises(ValueError, match=f"{name}: the table has more than the 23 cells that are accepted"):
+        read(tmp_path / name)
+
+
+def test_a_table_is_read_once(tmp_path, monkeypatch):
+    listing = list_files(write(tmp_path, images("{}.png", 12) | {"train.csv": csv("file,label", "{i}.png,{c}")}))
+    reads = []
+    monkeypatch.setattr("course_ml.tables.read_table", lambda *given: reads.append(given[1]) or read_table(*given))
+    tables, _ = find_tables(listing, ReadOptions())
+    assert len(dataset_from_table("once", listing, tables, ReadOptions())) == 12 and reads == ["train.csv"]

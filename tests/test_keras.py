@@ -302,7 +302,7 @@ def test_training_images_are_scored_as_validation_images_are(tmp_path):
 def test_the_focal_loss_has_a_slope_at_certainty(gamma):
     tensorflow = pytest.importorskip("tensorflow")
     logits = tensorflow.Variable([[40.0, -40.0], [0.0, 0.0]])
-    with tensorflow.GradientTape() as tape: loss = keras_loss(focal_gamma=gamma)([[1.0, 0.0], [1.0, 0.0]], logits)
+    with tensorflow.GradientTape() as tape: loss = keras_loss(focal_gamma=gamma)(np.eye(2, dtype="float32")[[0, 0]], tensorflow.convert_to_tensor(logits))
     assert np.isfinite(tape.gradient(loss, logits)).all()
 
 

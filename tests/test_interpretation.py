@@ -121,7 +121,8 @@ def test_slices_keep_missing_values_and_bin_numbers_as_pandas_does(name):
     assert table.slice.tolist() == expected and table.n.sum() == 24
     numbers = pd.to_numeric(pd.Series(values), errors="coerce")
     if numbers.nunique() > 10:
-        counts = pd.cut(numbers, numbers.quantile([0, 0.25, 0.5, 0.75, 1]), include_lowest=True).value_counts(sort=False)
+        edges = numbers.quantile([0, 0.25, 0.5, 0.75, 1])
+        counts = pd.cut(numbers, edges, include_lowest=True).value_counts(sort=False)
         assert table.n[:4].tolist() == counts.tolist()
 
 

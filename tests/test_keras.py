@@ -244,13 +244,14 @@ def test_accumulated_steps_follow_the_schedule_of_torch(tmp_path, monkeypatch, a
     monkeypatch.setattr(keras.optimizers.SGD, "update_step", note)
     recipe = RECIPE.replace(schedule="cosine", warmup_epochs=1.0, optimizer="sgd", learning_rate=0.01, epochs=3,
                             batch_size=8, grad_accum_steps=accumulated)
-    dataset, split = make_data()
+    split = make_data()[1]
     batches = count_batches(len(split.rows("train")), 8, accumulated)
     model = build_keras_model(recipe, 3)
     keras_training.compile_keras(model, recipe, batches)
     optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
-    for _ in range(3 * batches): optimizer.apply([np.zeros(w.shape, "float32") for w in model.trainable_variables])
+    for _ in range(3 * batches):
+        optimizer.apply([np.zeros(weight.shape, "float32") for weight in model.trainable_variables])
     steps = batches // accumulated
     expected = [0.01 * lr_factor(step / steps, "cosine", 3, 0.01, 1.0) for step in range(3 * steps)]
     np.testing.assert_allclose([rate for _, rate in sorted(set(rates))], expected, rtol=1e-5)
@@ -286,7 +287,8 @@ def test_a_first_epoch_without_a_loss_is_neither_kept_nor_stops_the_training(tmp
         probabilities = run.predictions.probabilities[np.arange(len(run.predictions)), run.predictions.y_true]
         assert -np.log(probabilities).mean() == pytest.approx(run.history.validation_loss[run.best_epoch], abs=1e-4)
     lost = set(range(5))
-    with pytest.raises(FloatingPointError, match="not a number in any epoch"): train(tmp_path / "never", recipe)
+    with pytest.raises(FloatingPointError, match="not a number in any epoch"):
+        train(tmp_path / "never", recipe)
 
 
 def test_training_images_are_scored_as_validation_images_are(tmp_path):
@@ -302,7 +304,9 @@ def test_training_images_are_scored_as_validation_images_are(tmp_path):
 def test_the_focal_loss_has_a_slope_at_certainty(gamma):
     tensorflow = pytest.importorskip("tensorflow")
     logits = tensorflow.Variable([[40.0, -40.0], [0.0, 0.0]])
-    with tensorflow.GradientTape() as tape: loss = keras_loss(focal_gamma=gamma)(np.eye(2, dtype="float32")[[0, 0]], tensorflow.convert_to_tensor(logits))
+    truth = np.eye(2, dtype="float32")[[0, 0]]
+    with tensorflow.GradientTape() as tape:
+        loss = keras_loss(focal_gamma=gamma)(truth, tensorflow.convert_to_tensor(logits))
     assert np.isfinite(tape.gradient(loss, logits)).all()
 
 

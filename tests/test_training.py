@@ -309,7 +309,8 @@ def test_the_average_of_batch_norm_statistics_is_averaged(noise, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"mixup": 0.4}, {"augment": ("flip", "rotation 20"), "label_smoothing": 0.2, "class_weights": "inverse"}]
+    "changes",
+    [{"mixup": 0.4}, {"augment": ("flip", "rotation 20"), "label_smoothing": 0.2, "class_weights": "inverse"}],
 )
 def test_training_images_are_scored_as_validation_images_are(noise, tmp_path, changes):
     from sklearn.metrics import accuracy_score, log_loss

@@ -21,7 +21,7 @@ from .fitting import fit, load_run
 from .predictions import Predictions
 from .provenance import KERAS_PACKAGES, TORCH_PACKAGES, content_hash, keyed_folder, make_key
 from .runs import Run, weights_hash
-from .runtime import did_you_mean
+from .runtime import choose_device, did_you_mean
 from .training import predict, to_batch
 from .transfer import build_model, starting_weights
 from .transforms import prepare_images
@@ -88,7 +88,7 @@ def load_model(
     if head_only and weights_hash(model.backbone) != run.info["backbone"]:
         raise ValueError(f"{run.folder}: the backbone's weights have changed since this run")
     (model.head if head_only else model).load_state_dict(state)
-    return model.eval()
+    return model.to(choose_device()).eval()
 
 # %% ../nbs/library/experiment.ipynb #b4312e5d
 def _center(images, share=7 / 8):
@@ -166,8 +166,8 @@ def _probabilities_of(run, classes):
         raise ValueError(f"{run.folder}: its head takes metadata too, which new images alone do not give")
     model = load_model(run, classes)
     def probabilities(images):
-        with torch.no_grad(): return model(images).double().softmax(1).cpu().numpy()
-    return probabilities, next(model.parameters()).device
+        with torch.no_grad(): return model(images).cpu().double().softmax(1).numpy()
+    return probabilities, choose_device()
 
 # %% ../nbs/library/experiment.ipynb #a56336c4
 def evaluate_test(

@@ -19,6 +19,7 @@ from .metrics import wilson_interval
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle
 from .predictions import Predictions
 from .runs import Run
+from .runtime import choose_device
 from .training import to_batch
 from .transfer import TransferModel
 from .transforms import prepare_images
@@ -31,7 +32,7 @@ __all__ = ['train_validation_gap', 'last_feature_map', 'grad_cam', 'plot_grad_ca
 def train_validation_gap(
     runs: dict[str, Run],  # finished, by name
 ) -> pd.DataFrame:  # run, best epoch, train accuracy, validation accuracy, gap, n
-    "Return how much better each run is on its training set than on its validation set, at its best epoch."
+    "Return how much better each run is on training images than on validation images, both evaluated alike."
     rows = []
     for name, run in runs.items():
         best = run.history.iloc[run.best_epoch]
@@ -83,7 +84,7 @@ def grad_cam(
         model.unfreeze(len(model.blocks()))  # a frozen backbone has no gradients
     recipe = run.recipe
     prepared = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
-    images = to_batch(prepared, rows, next(model.parameters()).device)
+    images = to_batch(prepared, rows, choose_device())
     targets = None if labels is None else [ClassifierOutputTarget(int(label)) for label in labels]
     with HiResCAM(model, [last_feature_map(model, images)]) as camera:
         return camera(images, targets)
@@ -175,15 +176,49 @@ def brightness(
     return np.array([np.asarray(image).mean() / 255 for image in dataset.images(size)])
 
 
-def _slice_values(predictions: Predictions, dataset: Dataset, by: str | np.ndarray, bins: int) -> pd.Series:
-    "Return the slice of each prediction: a value, or a bin where there are more than 10 different numbers."
+def _values_of(predictions: Predictions, dataset: Dataset, by: str | np.ndarray) -> pd.Series:
+    "Return the value of each prediction's image, NaN where it is missing or empty."
     if isinstance(by, str) and by not in dataset.items:
         raise ValueError(f"slices: {dataset.name} has no column {by!r}; it has {', '.join(dataset.items)}")
+    if len(dataset) != len(values := dataset.items[by] if isinstance(by, str) else by):
+        raise ValueError(f"slices: {len(values)} values for {len(dataset)} images of {dataset.name}")
     positions = pd.Index(dataset.items.id).get_indexer(predictions.ids)
-    values = pd.Series(dataset.items[by] if isinstance(by, str) else by).iloc[positions].reset_index(drop=True)
-    if pd.api.types.is_numeric_dtype(values) and values.nunique() > 10:
-        values = pd.qcut(values, bins, duplicates="drop", precision=2).astype(str)
-    return values
+    if (positions < 0).any():
+        unknown = predictions.ids[(positions < 0).argmax()]
+        raise ValueError(f"{dataset.name} has no image {unknown!r}: these predictions are of another data set")
+    values = pd.Series(values).iloc[positions].reset_index(drop=True)
+    return values.mask(values.astype(str).str.strip() == "")
+
+
+def _as_numbers(values: pd.Series) -> pd.Series:
+    "Return numbers, also of strings; NaN for all where one is a word, or a code that begins with 0 such as 007."
+    known = values.dropna()
+    numbers = pd.to_numeric(known, errors="coerce").astype(float)
+    is_code = known.astype(str).str.match(r"\s*0\d")
+    return numbers[[] if numbers.isna().any() or is_code.any() else numbers.index].reindex(values.index)
+
+
+def _binned(numbers: pd.Series, bins: int) -> tuple[pd.Series, list]:
+    "Return the bin of each number, named by its edges (above the first, up to the second), and the bins in order."
+    edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, bins + 1)))
+    digits = next(d for d in range(3, 18) if len({f"{edge:.{d}g}" for edge in edges}) == len(edges))
+    names = [f"{low:.{digits}g} to {high:.{digits}g}" for low, high in zip(edges, edges[1:])]
+    known = numbers.dropna()
+    return pd.Series(np.array(names, object)[np.searchsorted(edges[1:-1], known)], known.index), names
+
+
+def _slice_values(values: pd.Series, bins: int) -> tuple[pd.Series, list]:
+    "Return the slice of each value, and the slices in order; numbers with more than 10 different values are binned."
+    numbers = _as_numbers(values)
+    if numbers.nunique() > 10:
+        known, names = _binned(numbers, bins)
+    else:
+        known = values.dropna()
+        by_number = known.index[numbers[known.index].argsort(kind="stable")]
+        names = list(known[by_number].unique()) if numbers.notna().any() else sorted(known.unique(), key=str)
+    if len(known) < len(values):
+        names = [*names, "missing"]
+    return known.reindex(values.index).astype(object).fillna("missing"), names
 
 
 def slices(
@@ -191,11 +226,12 @@ def slices(
     dataset: Dataset,
     by: str | np.ndarray,  # a column of its items, or a value for each of its images
     bins: int = 4,  # of equal number of images, where the values are numbers with more than 10 different ones
-) -> pd.DataFrame:  # slice, n, accuracy, low, high
+) -> pd.DataFrame:  # slice, n, accuracy, low, high; the last slice is "missing" where images have no value
     "Return the accuracy in each slice with its Wilson interval. Raise `ValueError` for a column that does not exist."
-    values = _slice_values(predictions, dataset, by, bins)
-    correct, rows = pd.Series(predictions.y_pred == predictions.y_true), []
-    for value, inside in correct.groupby(values.to_numpy(), sort=True):
+    values, names = _slice_values(_values_of(predictions, dataset, by), bins)
+    correct, rows = predictions.y_pred == predictions.y_true, []
+    for value in names:
+        inside = correct[(values == value).to_numpy()]
         low, high = (float(end) for end in wilson_interval(int(inside.sum()), len(inside)))
         rows.append({"slice": value, "n": len(inside), "accuracy": inside.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)

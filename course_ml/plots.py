@@ -397,7 +397,7 @@ def plot_reliability(
 # %% ../nbs/06_plots.ipynb #3fabe392
 def _curves(axis, history, quantity: str, best) -> None:
     "Draw loss or accuracy of training and validation set, and mark the best epoch."
-    splits = [("train", "training", COLORS[0], "--"), ("validation", "validation", COLORS[2], "-")]
+    splits = [("train", "training images", COLORS[0], "--"), ("validation", "validation images", COLORS[2], "-")]
     for split, label, color, dash in splits:
         marker = "o" if len(history) == 1 else None  # a line through one point would not be seen
         axis.plot(history["epoch"], history[f"{split}_{quantity}"], dash, marker=marker, color=color, label=label)
@@ -425,7 +425,7 @@ def plot_learning_curves(
     histories,  # a row for each epoch: epoch, train_loss, ..., validation_accuracy; or a dict of such tables
     monitor: str = "loss",  # which epoch was kept: of the lowest "loss", the highest "accuracy", or the "last"
 ) -> plt.Figure:
-    "Draw loss above accuracy, a column for each run; the star is the epoch whose weights were kept."
+    "Draw loss and accuracy of training and validation images that were evaluated alike; the star is the best epoch."
     runs = by_name(histories)
     figure, axes = new_figure(2, len(runs), max(5, 3.4 * len(runs)), 4.8, sharex="col", sharey="row")
     for column, (name, history) in zip(axes.T, runs.items()):
@@ -436,7 +436,7 @@ def plot_learning_curves(
         column[1].set_xlabel("epoch")
         column[1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if len(history) == 1: column[1].set_xlim(best["epoch"] - 0.5, best["epoch"] + 0.5)
-    for axis, quantity in zip(axes[:, 0], ("loss", "accuracy")):
-        axis.set_ylabel(quantity)
+    for axis, label in zip(axes[:, 0], ("cross-entropy", "accuracy")):
+        axis.set_ylabel(label)
     axes[0, 0].legend(frameon=False)
     return settle(figure)

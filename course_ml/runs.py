@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from .config import Recipe
+from .config import MONITORS, Recipe
 from .data import Dataset, Split
 from .evidence import join_marks
 from .predictions import Predictions
@@ -39,9 +39,10 @@ def best_epoch(
     history: list[dict],  # one row an epoch, with validation_loss and validation_accuracy
     monitor: str,  # "loss" or "accuracy"
 ) -> int:  # position of its row; the first of equals
-    "Return the epoch with the lowest validation loss or the highest validation accuracy."
-    values = np.array([row[f"validation_{monitor}"] for row in history])
-    return int(values.argmin() if monitor == "loss" else values.argmax())
+    "Return the epoch with the lowest validation loss or the highest validation accuracy; NaN is worse than any number."
+    values = np.array([row[f"validation_{monitor}"] for row in history], float)
+    losses = values if MONITORS[monitor] == "minimize" else -values
+    return int(np.where(np.isnan(losses), np.inf, losses).argmin())
 
 # %% ../nbs/library/runs.ipynb #2ff1fe3d
 @dataclass(frozen=True)

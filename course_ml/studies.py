@@ -159,7 +159,7 @@ class Study(ReportedModels):
         n: int = 5,  # trials in the table
     ) -> Tuning:
         "Search hyperparameters; show the table `search` with the best trials, and the figure `search` with all."
-        tuning = tune(suggest, self.dataset, self.split, trials=trials)
+        tuning = tune(suggest, self.dataset, self.split, trials=trials, monitor="accuracy")
         table = tuning.table().rename(columns={"value": "accuracy"})
         complete, pruned = table[table.state == "complete"], (table.state == "pruned").sum()
         best = complete.sort_values("accuracy", ascending=False).head(n)

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .config import Recipe
+from .config import MONITORS, Recipe
 from .data import Dataset, Split
 from .evidence import join_marks, named_with_mark, with_marks
 from .executors import failures, follow, submit
@@ -40,17 +40,19 @@ __all__ = ['open_study', 'run_trial', 'work', 'Tuning', 'search_key', 'tune', 'p
 # %% ../nbs/09_tuning.ipynb #91f14651
 def open_study(
     folder: str | Path,  # of the study; made where it is missing
-    monitor: str = "accuracy",  # what is to be best: validation "accuracy" or "loss"
+    monitor: str = Recipe.monitor,  # what is to be best, one of `config.MONITORS`: validation "loss" or "accuracy"
     seed: int = 0,  # of the suggestions
 ):  # an optuna.Study
-    "Return the study of a folder: a new one, or the one that was begun there."
+    "Return the study of a folder: a new one, or the one that was begun there. Raises `ValueError` for another score."
     import optuna
+    if monitor not in MONITORS:
+        raise ValueError(f"monitor must be one of {', '.join(MONITORS)}, not {monitor!r}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     Path(folder).mkdir(parents=True, exist_ok=True)
     address = f"sqlite:///{Path(folder).resolve() / 'study.db'}"
     storage = optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
     return optuna.create_study(storage=storage, study_name="study", load_if_exists=True,
-                               direction="maximize" if monitor == "accuracy" else "minimize",
+                               direction=MONITORS[monitor],
                                sampler=optuna.samplers.TPESampler(seed=seed),
                                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1))
 
@@ -61,7 +63,7 @@ def run_trial(
     dataset: Dataset,
     split: Split,
     folder: Path,  # of the study
-    monitor: str = "accuracy",  # of the study
+    monitor: str = Recipe.monitor,  # of the study
 ) -> float:  # the best validation score
     "Train one suggestion and return its score. Raises `optuna.TrialPruned` where it is behind, `ValueError`."
     import optuna
@@ -167,7 +169,7 @@ def tune(
     split: Split,  # its validation set scores the trials; its test set is not used
     folder: str | Path | None = None,  # of the study; default: in the cache, named by the key
     trials: int = 20,  # in all, those of earlier calls included
-    monitor: str = "accuracy",  # validation "accuracy" or "loss"; the recipes' own `monitor` must be the same
+    monitor: str = Recipe.monitor,  # validation "loss" or "accuracy"; the recipes' own `monitor` must be the same
     seed: int = 0,  # of the suggestions
     executor: str = "local",  # see `executors.EXECUTORS`; on a cluster the folder must be shared
     workers: int = 1,  # trials at a time

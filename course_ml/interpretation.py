@@ -14,7 +14,8 @@ import torch
 
 from .data import Dataset
 from .experiment import load_model
-from .metrics import wilson_interval
+from .intervals import estimates
+from .metrics import SCORES, sample_sizes
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle, shorten
 from .predictions import Predictions
 from .runs import Run
@@ -189,13 +190,14 @@ def slices(
     dataset: Dataset,
     by: str | np.ndarray,  # a column of its items, or a value for each of its images
     bins: int = 4,  # of equal number of images, where the values are numbers with more than 10 different ones
-) -> pd.DataFrame:  # slice, n, accuracy, low, high
-    "Return the accuracy in each slice with its Wilson interval. Raise `ValueError` for a column that does not exist."
+) -> pd.DataFrame:  # slice, n, maybe groups, accuracy, low, high
+    "Return the accuracy in each slice with its 95 % interval. Raise `ValueError` for a column that does not exist."
     values = _slice_values(predictions, dataset, by, bins)
-    correct, rows = pd.Series(predictions.y_pred == predictions.y_true), []
-    for value, inside in correct.groupby(values.to_numpy(), sort=True):
-        low, high = (float(end) for end in wilson_interval(int(inside.sum()), len(inside)))
-        rows.append({"slice": value, "n": len(inside), "accuracy": inside.mean(), "low": low, "high": high})
+    rows = []
+    for value, table in predictions.table.groupby(values.to_numpy(), sort=True):
+        inside = replace(predictions, table=table.reset_index(drop=True))
+        accuracy, low, high, _ = estimates([SCORES["top-1 accuracy"]], inside)[0]
+        rows.append({"slice": value, **sample_sizes(inside), "accuracy": accuracy, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from scipy.stats import chi2, t
 
 # %% auto #0
-__all__ = ['NO_INTERVAL', 'CRITICAL', 'MOST_SMALL', 'wilson_interval', 'Units', 'units_of', 'half_samples', 'resample',
-           'Estimate', 'without_interval', 'share_interval', 'positive_interval', 'calibration_interval',
-           'difference_interval', 'correlation_of', 'Pair', 'mcnemar_p_value', 'compare_pairs', 'Score', 'Share',
-           'Proportion', 'PositiveMean', 'BinnedError', 'estimates', 'compare_estimates', 'mean_interval']
+__all__ = ['NO_INTERVAL', 'CRITICAL', 'MOST_SMALL', 'FEWEST_UNITS', 'FEWEST_ERRORS', 'wilson_interval', 'join_singles', 'Units',
+           'units_of', 'half_samples', 'resample', 'Estimate', 'without_interval', 'share_interval',
+           'positive_interval', 'calibration_interval', 'difference_interval', 'correlation_of', 'Pair',
+           'mcnemar_p_value', 'compare_pairs', 'Score', 'Share', 'Proportion', 'PositiveMean', 'BinnedError',
+           'estimates', 'compare_estimates', 'mean_interval']
 
 # %% ../nbs/library/intervals.ipynb #680e2fdb
 def wilson_interval(
@@ -33,14 +34,16 @@ def wilson_interval(
     half = z / (n + z**2) * np.sqrt(product / np.maximum(n, 1e-9) + z**2 / 4)
     return np.where(successes > 0, center - half, 0.0), np.where(successes < n, center + half, 1.0)
 
-# %% ../nbs/library/intervals.ipynb #283712c0
-def _join_singles(strata):
+# %% ../nbs/library/intervals.ipynb #bc5878a1
+def join_singles(
+    strata: np.ndarray,  # (units,) any numbers
+) -> np.ndarray:  # (units,) from 0
     "Return strata 0, 1, ... of at least two units, where there are two units."
     strata = np.unique(strata, return_inverse=True)[1]
     sizes = np.bincount(strata)
     single = sizes[strata] == 1
     if single.sum() == 1 and len(sizes) > 1:
-        return _join_singles(np.where(single, np.where(sizes > 1, sizes, len(strata) + 1).argmin(), strata))
+        return join_singles(np.where(single, np.where(sizes > 1, sizes, len(strata) + 1).argmin(), strata))
     return np.unique(np.where(single, len(sizes), strata), return_inverse=True)[1]
 
 
@@ -96,7 +99,7 @@ def units_of(
     np.minimum.at(lowest, of, labels)
     highest = np.zeros_like(lowest)
     np.maximum.at(highest, of, labels)
-    return Units(of, _join_singles(np.where(lowest == highest, lowest, -1)), labels)
+    return Units(of, join_singles(np.where(lowest == highest, lowest, -1)), labels)
 
 # %% ../nbs/library/intervals.ipynb #f7f0837b
 def half_samples(
@@ -183,10 +186,10 @@ def positive_interval(
     relative = t.ppf(0.975, freedom) * deviation / value if value > 0 else 0.0
     return value * np.exp(-relative), value / (1 - relative) if relative < 1 else np.inf
 
-# %% ../nbs/library/intervals.ipynb #3a2da7a9
+# %% ../nbs/library/intervals.ipynb #a820f585
 def _compatible_errors(measured, pattern, deviations):
     "Return the true errors of a pattern for which the measured one is the 97.5 %, 50 % and 2.5 % quantile."
-    errors = np.linspace(0, 2, 81) * measured
+    errors = np.linspace(0, 2, 41) * measured
     quantiles = [np.quantile(np.abs(error * pattern + deviations).sum(axis=1), [0.975, 0.5, 0.025])
                  for error in errors]
     rising = np.maximum.accumulate(quantiles).T
@@ -297,8 +300,10 @@ def compare_pairs(
     if equal <= CRITICAL: low, high = min(low, 0.0), max(high, 0.0)
     return Pair(only_a, only_b, equal, float(chi2.sf(equal, df=1)), low, high)
 
-# %% ../nbs/library/intervals.ipynb #2f83d16e
-MOST_SMALL = 20  # sum of 1 / (units of a class), above which precision and F1 are too biased for an interval
+# %% ../nbs/library/intervals.ipynb #75a17c45
+MOST_SMALL = 25  # sum of 1 / (units of a class), above which precision and F1 are too biased for an interval
+FEWEST_UNITS = 1.5  # of a class on average (harmonic mean), below which they are too
+FEWEST_ERRORS = 5  # of the classified images, below which a calibration error gets no interval
 
 
 @dataclass(frozen=True)
@@ -338,7 +343,7 @@ class Share(Score):
         small = (1 / per_class).sum()
         if reason := self.undefined(predictions): return without_interval(np.nan, reason)
         if not len(per_class): return without_interval(np.nan, "no image of these classes")
-        if self.biased and small > MOST_SMALL:
+        if self.biased and small > min(MOST_SMALL, len(per_class) / FEWEST_UNITS):
             return without_interval(value, f"biased, with {len(per_class)} classes of so few {units.name}")
         behind = len(units) if self.weighted else len(per_class) ** 2 / small
         low, high = share_interval(value, np.nanstd(samples), behind, units.freedom, 4.0 if self.of_counts else 0.0)
@@ -381,6 +386,9 @@ class BinnedError(Score):
     def estimate(self, predictions, samples, units):
         "Return the corrected error with the interval of an inverted test."
         surplus, shares = self.surplus(predictions, None), self.shares(predictions)
+        errors = units.sums((predictions.y_true != predictions.y_pred).astype(float)) > 0
+        if errors.sum() < FEWEST_ERRORS:
+            return without_interval(self.value(predictions), f"fewer than {FEWEST_ERRORS} {units.name} with errors")
         return Estimate(*calibration_interval(surplus, samples, shares, units.freedom), "inverted test, corrected value")
 
 # %% ../nbs/library/intervals.ipynb #c08a4992

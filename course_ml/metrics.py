@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from course_ml.intervals import (
@@ -75,8 +76,10 @@ def top_k_hits(
     k: int = 1,  # number of classes that may be named, at least 1
 ) -> np.ndarray:  # (n, bool)
     "Return for each image whether its true class is among the `k` most probable ones."
-    named = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :k]
-    return (named == predictions.y_true[:, None]).any(axis=1)
+    probabilities, y_true = predictions.probabilities, predictions.y_true[:, None]
+    of_true = np.take_along_axis(probabilities, y_true, axis=1)
+    first = np.arange(probabilities.shape[1]) < y_true
+    return ((probabilities > of_true) | ((probabilities == of_true) & first)).sum(axis=1) < k
 
 
 def top_k_accuracy(
@@ -93,9 +96,11 @@ def class_counts(
     weights=None,  # how often each image counts (n, or resamples x n); None: once
 ) -> tuple:  # true positives, images of the class, images predicted as it; each (C), or resamples x C
     "Count three things for each class."
-    one_hot, correct = np.eye(len(predictions.classes)), predictions.y_true == predictions.y_pred
-    true, predicted = (weighted_sum(one_hot[y], weights) for y in (predictions.y_true, predictions.y_pred))
-    return weighted_sum(one_hot[predictions.y_true] * correct[:, None], weights), true, predicted
+    n, y_true, y_pred = len(predictions), predictions.y_true, predictions.y_pred
+    correct = (y_true == y_pred).astype(float)
+    marks = [csr_array((values, (np.arange(n), labels)), (n, len(predictions.classes)))
+             for labels, values in ((y_true, correct), (y_true, np.ones(n)), (y_pred, np.ones(n)))]
+    return tuple(weighted_sum(mark, weights) for mark in marks)
 
 
 def class_average(
@@ -212,10 +217,10 @@ def auc(
     classes, probabilities = range(count) if count > 2 else [count - 1], predictions.probabilities
     positive = predictions.y_true[:, None] == np.array(classes)
     values = np.stack([placements(probabilities[:, c], of) for c, of in zip(classes, positive.T)], axis=1)
-    area = _mean_by_class(values, positive, None)
-    if weights is None: return area.mean()
-    moved = [_mean_by_class(values, which, weights) - area for which in (positive, ~positive)]
-    return area.mean() + sum(np.nanmean(by_class, axis=-1) for by_class in moved)
+    area = _mean_by_class(values, positive, None).mean()
+    if weights is None: return area
+    means = [_mean_by_class(values, which, weights) for which in (positive, ~positive)]
+    return sum(np.nanmean(by_class, axis=-1) for by_class in means) - area
 
 # %% ../nbs/05_metrics.ipynb #dfa366bf
 def log_loss(

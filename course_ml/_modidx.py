@@ -1077,6 +1077,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'course_ml/intervals.py'),
                                      'course_ml.intervals._difference': ('library/intervals.html#_difference', 'course_ml/intervals.py'),
                                      'course_ml.intervals._estimate': ('library/intervals.html#_estimate', 'course_ml/intervals.py'),
+                                     'course_ml.intervals._filled': ('library/intervals.html#_filled', 'course_ml/intervals.py'),
                                      'course_ml.intervals._last_accepted': ( 'library/intervals.html#_last_accepted',
                                                                              'course_ml/intervals.py'),
                                      'course_ml.intervals._resampled': ('library/intervals.html#_resampled', 'course_ml/intervals.py'),

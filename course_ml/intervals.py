@@ -101,7 +101,7 @@ def units_of(
     np.maximum.at(highest, of, labels)
     return Units(of, join_singles(np.where(lowest == highest, lowest, -1)), labels)
 
-# %% ../nbs/library/intervals.ipynb #f7f0837b
+# %% ../nbs/library/intervals.ipynb #ec2120e8
 def half_samples(
     strata: np.ndarray,  # (units,) from 0; at least two units in each
     resamples: int = 1000,  # number of half samples
@@ -132,7 +132,15 @@ def resample(
     block = max(1, 4_000_000 // len(predictions))  # keeps a block below 32 MB
     values = [[statistic(predictions, weights[:, units.of]) for statistic in statistics]
               for weights in half_samples(units.strata, resamples, seed, block)]
-    return [np.concatenate(blocks) for blocks in zip(*values)]
+    return [_filled(np.concatenate(blocks)) for blocks in zip(*values)]
+
+
+def _filled(values):
+    "Put the mean of the other half samples where a statistic is undefined, e.g. an area without its class."
+    missing = np.isnan(values)
+    if not missing.any(): return values
+    counts = (~missing).sum(axis=0)
+    return np.where(missing, np.where(missing, 0, values).sum(axis=0) / np.maximum(counts, 1), values)
 
 # %% ../nbs/library/intervals.ipynb #48a5fb31
 NO_INTERVAL = "undefined: "  # what a reason begins with
@@ -300,7 +308,7 @@ def compare_pairs(
     if equal <= CRITICAL: low, high = min(low, 0.0), max(high, 0.0)
     return Pair(only_a, only_b, equal, float(chi2.sf(equal, df=1)), low, high)
 
-# %% ../nbs/library/intervals.ipynb #75a17c45
+# %% ../nbs/library/intervals.ipynb #22b7cdc9
 MOST_SMALL = 25  # sum of 1 / (units of a class), above which precision and F1 are too biased for an interval
 FEWEST_UNITS = 1.5  # of a class on average (harmonic mean), below which they are too
 FEWEST_ERRORS = 5  # of the classified images, below which a calibration error gets no interval
@@ -346,7 +354,7 @@ class Share(Score):
         if self.biased and small > min(MOST_SMALL, len(per_class) / FEWEST_UNITS):
             return without_interval(value, f"biased, with {len(per_class)} classes of so few {units.name}")
         behind = len(units) if self.weighted else len(per_class) ** 2 / small
-        low, high = share_interval(value, np.nanstd(samples), behind, units.freedom, 4.0 if self.of_counts else 0.0)
+        low, high = share_interval(value, samples.std(), behind, units.freedom, 4.0 if self.of_counts else 0.0)
         return Estimate(value, float(low), float(high), "Wilson, half samples")
 
 

@@ -134,7 +134,7 @@ def class_ratios(
 
 def _grouped_intervals(predictions, values, units):
     "Return intervals of precision, recall and F1 (3 x C) of images in groups."
-    samples = np.nan_to_num(resample([class_ratios], predictions, units)[0]) if units.freedom else np.zeros((1, 1, 1))
+    samples = resample([class_ratios], predictions, units)[0] if units.freedom else np.zeros((1, 1, 1))
     classes = np.arange(len(predictions.classes))
     true, called = (of[:, None] == classes for of in (predictions.y_true, predictions.y_pred))
     behind = np.stack([(units.sums(of.astype(float)) > 0).sum(axis=0) for of in (called, true, called | true)])
@@ -219,8 +219,10 @@ def auc(
     values = np.stack([placements(probabilities[:, c], of) for c, of in zip(classes, positive.T)], axis=1)
     area = _mean_by_class(values, positive, None).mean()
     if weights is None: return area
-    means = [_mean_by_class(values, which, weights) for which in (positive, ~positive)]
-    return sum(np.nanmean(by_class, axis=-1) for by_class in means) - area
+    means = np.stack([_mean_by_class(values, which, weights) for which in (positive, ~positive)])
+    known = np.isfinite(means)
+    with np.errstate(invalid="ignore"):
+        return (np.where(known, means, 0).sum(axis=-1) / known.sum(axis=-1)).sum(axis=0) - area
 
 # %% ../nbs/05_metrics.ipynb #dfa366bf
 def log_loss(

@@ -535,7 +535,7 @@ def published_difference(
     high: float,
     ratio: float = 1.0,  # our number of images, divided by theirs
 ) -> tuple[float, float]:  # lower and upper end of ours minus theirs
-    "Return the 95 % interval of the difference, both with their randomness; theirs is ours for as many images as they had."
+    "Return the 95 % interval of the difference; theirs is as random as ours would be for as many images."
     below, above = value - low, high - value
     theirs_below, theirs_above = below * ratio**0.5, above * ratio**0.5
     return (value - printed.high - math.hypot(below, theirs_above),

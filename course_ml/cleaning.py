@@ -306,7 +306,8 @@ def _accuracy_row(name, predictions, rows):
     "Return number, accuracy and its interval of some images; not a number where there are none."
     table = predictions.table[rows].reset_index(drop=True)
     found = [np.nan] * 3
-    if len(table): found = estimates([SCORES["top-1 accuracy"]], replace(predictions, table=table))[0][:3]
+    if len(table):
+        found = estimates([SCORES["top-1 accuracy"]], replace(predictions, table=table))[0][:3]
     return {"images": name, "n": len(table), **dict(zip(("accuracy", "low", "high"), found))}
 
 def leak_effect(

@@ -34,7 +34,7 @@ def wilson_interval(
     half = z / (n + z**2) * np.sqrt(product / np.maximum(n, 1e-9) + z**2 / 4)
     return np.where(successes > 0, center - half, 0.0), np.where(successes < n, center + half, 1.0)
 
-# %% ../nbs/library/intervals.ipynb #bc5878a1
+# %% ../nbs/library/intervals.ipynb #22f45173
 def join_singles(
     strata: np.ndarray,  # (units,) any numbers
 ) -> np.ndarray:  # (units,) from 0
@@ -54,7 +54,8 @@ class Units:
     strata: np.ndarray  # (units,) the stratum of each unit, from 0
     labels: np.ndarray  # (n,) the true class of each image
 
-    def __len__(self): return len(self.strata)
+    def __len__(self):
+        return len(self.strata)
 
     @property
     def grouped(self) -> bool:
@@ -101,7 +102,7 @@ def units_of(
     np.maximum.at(highest, of, labels)
     return Units(of, join_singles(np.where(lowest == highest, lowest, -1)), labels)
 
-# %% ../nbs/library/intervals.ipynb #ec2120e8
+# %% ../nbs/library/intervals.ipynb #f57fc55d
 def half_samples(
     strata: np.ndarray,  # (units,) from 0; at least two units in each
     resamples: int = 1000,  # number of half samples
@@ -116,8 +117,8 @@ def half_samples(
         for rows in members:
             size = len(rows)
             smaller = rng.random((len(weights), 1)) < (size - 1) / (2 * size)
-            drawn = size // 2 if size % 2 == 0 else (size + 1) // 2 - smaller
-            weights[:, rows] = rng.permuted(np.where(np.arange(size) < drawn, size / drawn, np.zeros_like(smaller)), axis=1)
+            drawn = (size + 1) // 2 - smaller * (size % 2)
+            weights[:, rows] = rng.permuted(np.where(np.arange(size) < drawn, size / drawn, 0.0), axis=1)
         yield weights
 
 
@@ -308,7 +309,7 @@ def compare_pairs(
     if equal <= CRITICAL: low, high = min(low, 0.0), max(high, 0.0)
     return Pair(only_a, only_b, equal, float(chi2.sf(equal, df=1)), low, high)
 
-# %% ../nbs/library/intervals.ipynb #22b7cdc9
+# %% ../nbs/library/intervals.ipynb #c4073ce0
 MOST_SMALL = 25  # sum of 1 / (units of a class), above which precision and F1 are too biased for an interval
 FEWEST_UNITS = 1.5  # of a class on average (harmonic mean), below which they are too
 FEWEST_ERRORS = 5  # of the classified images, below which a calibration error gets no interval
@@ -349,8 +350,8 @@ class Share(Score):
         "Return the score with Wilson's interval for the effective number of images."
         value, per_class = self.value(predictions), units.per_class(self.classes)
         small = (1 / per_class).sum()
-        if reason := self.undefined(predictions): return without_interval(np.nan, reason)
-        if not len(per_class): return without_interval(np.nan, "no image of these classes")
+        if reason := self.undefined(predictions) or ("" if len(per_class) else "no image of these classes"):
+            return without_interval(np.nan, reason)
         if self.biased and small > min(MOST_SMALL, len(per_class) / FEWEST_UNITS):
             return without_interval(value, f"biased, with {len(per_class)} classes of so few {units.name}")
         behind = len(units) if self.weighted else len(per_class) ** 2 / small
@@ -379,7 +380,8 @@ class PositiveMean(Score):
         "Return the mean with the score interval of a positive mean."
         value = self.value(predictions)
         low, high = positive_interval(value, samples.std(), units.freedom)
-        if not np.isfinite(high): return without_interval(value, f"a few {units.name} decide the mean")
+        if not np.isfinite(high):
+            return without_interval(value, f"a few {units.name} decide the mean")
         return Estimate(value, float(low), float(high), "positive mean, half samples")
 
 
@@ -389,7 +391,9 @@ class BinnedError(Score):
     surplus: Callable  # function of predictions and weights that returns the distances with signs (resamples x bins)
     shares: Callable  # function of predictions that returns the share of the images in each bin (bins)
 
-    def sampled(self, predictions, weights): return self.surplus(predictions, weights)
+    def sampled(self, predictions, weights):
+        "Return the distances with signs."
+        return self.surplus(predictions, weights)
 
     def estimate(self, predictions, samples, units):
         "Return the corrected error with the interval of an inverted test."
@@ -397,9 +401,10 @@ class BinnedError(Score):
         errors = units.sums((predictions.y_true != predictions.y_pred).astype(float)) > 0
         if errors.sum() < FEWEST_ERRORS:
             return without_interval(self.value(predictions), f"fewer than {FEWEST_ERRORS} {units.name} with errors")
-        return Estimate(*calibration_interval(surplus, samples, shares, units.freedom), "inverted test, corrected value")
+        found = calibration_interval(surplus, samples, shares, units.freedom)
+        return Estimate(*found, "inverted test, corrected value")
 
-# %% ../nbs/library/intervals.ipynb #c08a4992
+# %% ../nbs/library/intervals.ipynb #bbe62260
 def _resampled(scores, predictions, units, resamples, seed):
     "Return what the scores' estimates are made of; None for each where there is no variance to estimate."
     if not units.freedom: return [None] * len(scores)
@@ -428,8 +433,10 @@ def estimates(
 def _difference(score, one, other, samples, freedom):
     "Return the difference of two estimates."
     difference = other.value - one.value
-    if reason := one.reason or other.reason: return Estimate(difference, np.nan, np.nan, reason)
-    if isinstance(score, BinnedError): return without_interval(difference, "no interval covers a difference of these")
+    if reason := one.reason or other.reason:
+        return Estimate(difference, np.nan, np.nan, reason)
+    if isinstance(score, BinnedError):
+        return without_interval(difference, "no interval covers a difference of these")
     low, high = difference_interval(one, other, correlation_of(*samples))
     if isinstance(score, Share) and not score.of_counts:
         half = t.ppf(0.975, freedom) * (samples[1] - samples[0]).std()
@@ -440,7 +447,8 @@ def _difference(score, one, other, samples, freedom):
 def _compared(score, a, b, samples, units):
     "Return the estimates of a score for both models and for the difference."
     one, other = (_estimate(score, *each, units) for each in zip((a, b), samples))
-    if not isinstance(score, Proportion): return one, other, _difference(score, one, other, samples, units.freedom)
+    if not isinstance(score, Proportion):
+        return one, other, _difference(score, one, other, samples, units.freedom)
     pair = compare_pairs(score.hits(a), score.hits(b), units)
     return one, other, Estimate((pair.only_b - pair.only_a) / len(a), pair.low, pair.high, "Tango")
 

@@ -42,7 +42,7 @@ def _check_values(ids, y_true, probabilities):
 # %% ../nbs/library/predictions.ipynb #99bdca6d
 def _read_only(values):
     "Return an array that cannot be changed: scores ask for it many times, so it is made once."
-    values.flags.writeable = False
+    values.setflags(write=False)
     return values
 
 @dataclass

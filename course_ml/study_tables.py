@@ -318,7 +318,7 @@ def published_table(
     published: dict,  # from `published_record`
     pairs: list[tuple],  # published model, our model, and the reason why they are not comparable ("": they are)
     preds: dict[str, Predictions],  # by our model
-    scores: dict[str, str | Score | Callable],  # name in the record (maybe after "top-1 ") -> score, see `score_intervals`
+    scores: dict[str, str | Score | Callable],  # name in the record (maybe after "top-1 ") -> score
     seed: int = 0,  # of the half samples
 ) -> pd.DataFrame:  # model, score, published, ours, value, low, high, n, difference, verdict
     "Compare published scores with ours; scores that have no interval here are left out."

@@ -24,7 +24,7 @@ from course_ml.audit_claims import (
     check_unknown,
 )  # fmt: skip
 from .audit_layers import check_parameters
-from .metrics import mcnemar_p_value
+from .intervals import mcnemar_p_value
 from .printed_numbers import SLACK, Printed, read_count, read_printed
 from course_ml.published_records import (
     COEFFICIENTS,
@@ -50,7 +50,7 @@ __all__ = ['VERDICTS', 'HARMONIC', 'ALSO', 'MOST_MATRICES', 'CHECKS', 'exact_sco
            'possible_counts', 'row_findings', 'is_harmonic', 'total_findings', 'average_ends', 'average_findings',
            'check_f1', 'mean_findings', 'same_scores', 'between_findings', 'two_class_matrices', 'two_class_findings',
            'range_findings', 'check_scores', 'impossible', 'p_value_bounds', 'significance', 'check_comparisons',
-           'audit', 'compare_with_published']
+           'audit', 'is_error', 'published_difference', 'compare_with_published']
 
 # %% ../nbs/10_audit.ipynb #aaefe4a5
 def _ratio(top, bottom, undefined):
@@ -757,6 +757,27 @@ def audit(
     return table.sort_values("verdict", key=lambda column: column.map(order.index), kind="stable", ignore_index=True)
 
 # %% ../nbs/10_audit.ipynb #b7c7af87
+def is_error(
+    score: str,  # its name
+) -> bool:
+    "Is less of this score better?"
+    return any(word in score.lower() for word in ("loss", "error", "false positive", "false negative"))
+
+
+def published_difference(
+    printed: Printed,  # what was published
+    value: float,  # ours
+    low: float,  # its 95 % interval
+    high: float,
+    ratio: float = 1.0,  # our number of images, divided by theirs
+) -> tuple[float, float]:  # lower and upper end of ours minus theirs
+    "Return the 95 % interval of the difference; theirs is as random as ours would be for as many images."
+    below, above = value - low, high - value
+    theirs_below, theirs_above = below * ratio**0.5, above * ratio**0.5
+    return (value - printed.high - math.hypot(below, theirs_above),
+            value - printed.low + math.hypot(above, theirs_below))
+
+
 def compare_with_published(
     record: dict,  # from `read_record`
     ours: list[dict],  # rows: model and score (as in the record), ours (a name), value, low, high, n, and maybe reason
@@ -764,10 +785,13 @@ def compare_with_published(
     "Compare published scores with one's own; a `reason` says why the two are not comparable."
     rows = []
     for row in ours:
-        printed = read_score(row["score"], record["models"][row["model"]]["scores"][row["score"]])
-        verdict = "better" if row["value"] > printed.high else "worse"
-        if printed.overlaps(row["low"], row["high"]):
-            verdict = "match"
+        model = record["models"][row["model"]]
+        printed = read_score(row["score"], model["scores"][row["score"]])
+        ratio = row["n"] / read_count(model["n"]) if "n" in model else 1.0
+        low, high = published_difference(printed, row["value"], row["low"], row["high"], ratio)
+        verdict = "match"
+        if low > 0 or high < 0:
+            verdict = "worse" if (low > 0) == is_error(row["score"]) else "better"
         if row.get("reason"):
             verdict = f"not comparable: {row['reason']}"
         own = {key: row[key] for key in ("ours", "value", "low", "high", "n")}

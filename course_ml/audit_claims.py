@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .metrics import wilson_interval
+from .intervals import wilson_interval
 from .printed_numbers import SLACK, read_count, read_printed
 from course_ml.published_records import (
     error_counts,

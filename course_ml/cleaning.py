@@ -17,8 +17,9 @@ from PIL import Image
 
 from .data import Dataset, Split, index_classes
 from .duplicates import linked_groups
+from .intervals import estimates, half_samples, join_singles, share_interval
 from .lettering import drawn_names
-from .metrics import wilson_interval
+from .metrics import SCORES
 from .names import one_line
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, show_images
 from .predictions import Predictions
@@ -26,10 +27,10 @@ from .provenance import atomic_path
 from .splitting import torn_groups
 
 # %% auto #0
-__all__ = ['METHODS', 'DECISIONS', 'label_issue_scores', 'label_issues', 'score_cuts', 'compare_detectors', 'plot_detectors',
-           'plot_issues', 'read_decisions', 'decide', 'apply_decisions', 'review', 'unit_rows', 'similarity_threshold',
-           'similar_pairs', 'leaking_pairs', 'leak_effect', 'order_blocks', 'pairs_in_blocks', 'outlier_scores',
-           'background_tint', 'acquisition_batches', 'clean_split']
+__all__ = ['METHODS', 'DECISIONS', 'label_issue_scores', 'label_issues', 'score_cuts', 'average_precisions', 'compare_detectors',
+           'plot_detectors', 'plot_issues', 'read_decisions', 'decide', 'apply_decisions', 'review', 'unit_rows',
+           'similarity_threshold', 'similar_pairs', 'leaking_pairs', 'leak_effect', 'order_blocks', 'pairs_in_blocks',
+           'outlier_scores', 'background_tint', 'acquisition_batches', 'clean_split']
 
 # %% ../nbs/08_cleaning.ipynb #62be80cb
 METHODS = ("confident learning", "loss")
@@ -75,24 +76,38 @@ def score_cuts(
     cuts = np.arange(1, len(errors) + 1) if cuts is None else np.asarray(cuts)
     return pd.DataFrame({"cut": cuts, "precision": found[cuts - 1] / cuts, "recall": found[cuts - 1] / errors.sum()})
 
-def _resamples(errors, count):
-    "Return rows of bootstrap resamples, those without any error left out."
-    generator = np.random.default_rng(0)
-    drawn = [generator.integers(0, len(errors), len(errors)) for _ in range(count)]
-    return [rows for rows in drawn if errors[rows].any()]
+def average_precisions(
+    scores: np.ndarray,  # (n,) the higher, the more likely an error
+    errors: np.ndarray,  # (n,) bool: the truth
+    weights: np.ndarray,  # (resamples, n) how often each image counts
+) -> np.ndarray:  # (resamples,) 0 to 1
+    "Return the area under the precision-recall curve, as scikit-learn's `average_precision_score` defines it."
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of images with equal scores
+    weights = weights[:, order]
+    flagged, found = weights.cumsum(1)[:, last], (weights * errors[order]).cumsum(1)[:, last]
+    steps = np.diff(found, prepend=0, axis=1) * found / np.maximum(flagged, 1e-9)
+    return steps.sum(1) / np.maximum(found[:, -1], 1e-9)
+
+def _area_interval(area, scores, errors, resamples):
+    "Return the 95 % interval of an area; the errors and the other images are strata."
+    strata = join_singles(errors.astype(int))
+    block = max(1, 4_000_000 // len(errors))
+    areas = [average_precisions(scores, errors, drawn) for drawn in half_samples(strata, resamples, block=block)]
+    freedom = max(1, len(errors) - strata.max() - 1)
+    return share_interval(area, np.concatenate(areas).std(), errors.sum(), freedom, prior=0)
 
 def compare_detectors(
     scores: dict[str, np.ndarray],  # detector -> its (n,) scores
     errors: np.ndarray,  # (n,) bool: the truth
-    resamples: int = 200,  # of the bootstrap over images
+    resamples: int = 200,  # number of half samples of the images
 ) -> pd.DataFrame:  # detector, n, errors, area, low, high, random, times random
-    "Return the area under each detector's precision-recall curve, with a 95 % bootstrap interval."
+    "Return the area under each detector's precision-recall curve, with its 95 % interval."
     from sklearn.metrics import average_precision_score
     errors, rows = np.asarray(errors, bool), []
-    samples = _resamples(errors, resamples)
     for name, own in scores.items():
         area = average_precision_score(errors, own)
-        low, high = np.percentile([average_precision_score(errors[s], own[s]) for s in samples], [2.5, 97.5])
+        low, high = map(float, _area_interval(area, np.asarray(own), errors, resamples))
         rows.append({"detector": name, "n": len(errors), "errors": int(errors.sum()), "area": area, "low": low,
                      "high": high, "random": errors.mean(), "times random": area / errors.mean()})
     return pd.DataFrame(rows)
@@ -294,25 +309,25 @@ def leaking_pairs(
     table = pairs.assign(split=pairs.id.map(own), other_split=pairs.other.map(own))
     return table[table.split != table.other_split].reset_index(drop=True)
 
-def _accuracy_row(name, correct):
-    "Return number, accuracy and Wilson's interval of some images; not a number where there are none."
-    row = {"images": name, "n": len(correct), "accuracy": np.nan, "low": np.nan, "high": np.nan}
-    if not len(correct): return row
-    low, high = (float(end) for end in wilson_interval(int(correct.sum()), len(correct)))
-    return {**row, "accuracy": correct.mean(), "low": low, "high": high}
+def _accuracy_row(name, predictions, rows):
+    "Return number, accuracy and its interval of some images; not a number where there are none."
+    table = predictions.table[rows].reset_index(drop=True)
+    found = [np.nan] * 3
+    if len(table):
+        found = estimates([SCORES["top-1 accuracy"]], replace(predictions, table=table))[0][:3]
+    return {"images": name, "n": len(table), **dict(zip(("accuracy", "low", "high"), found))}
 
 def leak_effect(
     predictions: Predictions,  # validation or out-of-fold predictions
     pairs: pd.DataFrame,  # columns id and other; images that are linked by way of others count too
     split: Split,  # of the predictions' models
 ) -> pd.DataFrame:  # images, n, accuracy, low, high
-    "Return the accuracy on images with and without a near duplicate on the other side, with Wilson intervals."
+    "Return the accuracy on images with and without a near duplicate on the other side, with 95 % intervals."
     ids = pd.Index(split.ids)
     groups = linked_groups(len(ids), ids.get_indexer(pairs.id), ids.get_indexer(pairs.other))
     leaks = torn_groups(np.asarray(split.splits), groups)[ids.get_indexer(predictions.ids)]
-    correct = predictions.y_pred == predictions.y_true
-    return pd.DataFrame([_accuracy_row("all", correct), _accuracy_row("with a near duplicate", correct[leaks]),
-                         _accuracy_row("without", correct[~leaks])])
+    kinds = {"all": leaks | True, "with a near duplicate": leaks, "without": ~leaks}
+    return pd.DataFrame([_accuracy_row(name, predictions, rows) for name, rows in kinds.items()])
 
 # %% ../nbs/08_cleaning.ipynb #b2e0a177
 def _name_order(dataset):

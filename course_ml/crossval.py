@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from .backbones import weights_file
 from .config import Recipe
@@ -20,7 +19,8 @@ from .data import Dataset, Split
 from .evidence import join_marks, with_marks
 from .executors import failures, follow, submit
 from .experiment import predict_images, predict_labeled, train_recipe
-from .metrics import bootstrap_difference, matching_rows, wilson_interval
+from .intervals import estimates, mean_interval
+from .metrics import SCORES, difference, matching_rows, sample_sizes
 from .predictions import Predictions
 from course_ml.provenance import (
     KERAS_PACKAGES,
@@ -151,9 +151,9 @@ def mean_and_deviation(
     if len(scores) < 2:
         raise ValueError(f"a standard deviation needs at least two scores, not {len(scores)}")
     mean, deviation = scores.mean(), scores.std(ddof=1)
-    half = t.ppf(.975, len(scores) - 1) * deviation / np.sqrt(len(scores))
+    low, high = mean_interval(scores)
     return pd.DataFrame([{"over": over, "n": len(scores), "mean": mean, "standard deviation": deviation,
-                          "low": mean - half, "high": mean + half}])
+                          "low": low, "high": high}])
 
 # %% ../nbs/07_crossval.ipynb #75eb3308
 def sweep(
@@ -179,18 +179,16 @@ def ablation(
 
 # %% ../nbs/07_crossval.ipynb #bf192697
 def _comparison_row(name, preds, first):
-    "Return accuracy with Wilson's interval, and the difference to `first` with its paired bootstrap interval."
-    correct = int((preds.y_true == preds.y_pred).sum())
-    low, high = (float(end) for end in wilson_interval(correct, len(preds)))
-    unknown = {"value": np.nan, "low": np.nan, "high": np.nan}
-    gain = unknown if preds is first else bootstrap_difference(first, preds, seed=0)
-    return {"name": name, "n": len(preds), "accuracy": correct / len(preds), "low": low, "high": high,
-            "difference": gain["value"], "difference low": gain["low"], "difference high": gain["high"]}
+    "Return the accuracy and the paired difference to `first`, with intervals."
+    value, low, high, _ = estimates([SCORES["top-1 accuracy"]], preds)[0]
+    gain = [np.nan] * 3 if preds is first else difference(first, preds)[:3]
+    return {"name": name, **sample_sizes(preds), "accuracy": value, "low": low, "high": high,
+            **dict(zip(("difference", "difference low", "difference high"), gain))}
 
 def compare_predictions(
     preds: dict[str, Predictions],  # of the same images; the others are compared with the first
-) -> pd.DataFrame:  # name, n, accuracy, low, high, difference, difference low, difference high
-    "Return accuracies with Wilson intervals, and paired differences to the first with bootstrap intervals."
+) -> pd.DataFrame:  # name, n, maybe groups, accuracy, low, high, difference, its low and high
+    "Return accuracies, and paired differences to the first, with intervals that agree with McNemar's test."
     first = next(iter(preds.values()))
     table = pd.DataFrame([_comparison_row(name, one, first) for name, one in preds.items()])
     return with_marks(table, [join_marks(one.selected, first.selected) for one in preds.values()])

@@ -14,8 +14,9 @@ import torch
 
 from .data import Dataset
 from .experiment import load_model
+from .intervals import estimates
 from .lettering import drawn_names
-from .metrics import wilson_interval
+from .metrics import SCORES, sample_sizes
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle
 from .predictions import Predictions
 from .runs import Run
@@ -226,14 +227,14 @@ def slices(
     dataset: Dataset,
     by: str | np.ndarray,  # a column of its items, or a value for each of its images
     bins: int = 4,  # of equal number of images, where the values are numbers with more than 10 different ones
-) -> pd.DataFrame:  # slice, n, accuracy, low, high; the last slice is "missing" where images have no value
-    "Return the accuracy in each slice with its Wilson interval. Raise `ValueError` for a column that does not exist."
+) -> pd.DataFrame:  # slice, n, maybe groups, accuracy, low, high; the last slice is "missing" where values are
+    "Return the accuracy in each slice with its 95 % interval. Raise `ValueError` for a column that does not exist."
     values, names = _slice_values(_values_of(predictions, dataset, by), bins)
-    correct, rows = predictions.y_pred == predictions.y_true, []
+    rows = []
     for value in names:
-        inside = correct[(values == value).to_numpy()]
-        low, high = (float(end) for end in wilson_interval(int(inside.sum()), len(inside)))
-        rows.append({"slice": value, "n": len(inside), "accuracy": inside.mean(), "low": low, "high": high})
+        inside = replace(predictions, table=predictions.table[(values == value).to_numpy()].reset_index(drop=True))
+        accuracy, low, high, _ = estimates([SCORES["top-1 accuracy"]], inside)[0]
+        rows.append({"slice": value, **sample_sizes(inside), "accuracy": accuracy, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 

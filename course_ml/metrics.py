@@ -5,22 +5,37 @@
 # %% ../nbs/05_metrics.ipynb #a7b18c51
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, chi2, norm
+from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from .evidence import join_marks, with_marks
+from course_ml.intervals import (
+    BinnedError,
+    Estimate,
+    PositiveMean,
+    Proportion,
+    Score,
+    Share,
+    compare_estimates,
+    compare_pairs,
+    estimates,
+    resample,
+    share_interval,
+    units_of,
+    wilson_interval,
+)
 
 # %% auto #0
-__all__ = ['SCORES', 'LOWER_IS_BETTER', 'confusion', 'wilson_interval', 'f1_interval', 'bootstrap_weights', 'weighted_sum',
-           'weighted_mean', 'top_k_accuracy', 'no_interval_reason', 'bootstrap_scores', 'percentile_interval',
-           'bootstrap_interval', 'class_counts', 'class_average', 'class_rows', 'class_averages', 'per_class',
-           'class_auc', 'auc', 'log_loss', 'confidence_bins', 'calibration_table', 'calibration_error',
-           'reflected_interval', 'score_names', 'all_scores', 'undefined_reason', 'summary', 'matching_rows',
-           'mcnemar_p_value', 'mcnemar', 'difference_scores', 'bootstrap_difference', 'better_model', 'compare']
+__all__ = ['SCORES', 'LOWER_IS_BETTER', 'confusion', 'f1_interval', 'weighted_sum', 'weighted_mean', 'top_k_hits',
+           'top_k_accuracy', 'class_counts', 'class_average', 'class_ratios', 'class_rows', 'average_scores',
+           'per_class', 'placements', 'auc', 'log_loss', 'confidence_bins', 'calibration_table', 'surpluses',
+           'calibration_error', 'bin_shares', 'undefined_reason', 'score_names', 'score_named', 'sample_sizes',
+           'summary', 'matching_rows', 'in_order_of', 'mcnemar', 'difference', 'better_model', 'compare']
 
 # %% ../nbs/05_metrics.ipynb #99ef91dd
 def confusion(
@@ -31,19 +46,6 @@ def confusion(
     names = [pd.Index(predictions.classes, name=name) for name in ("true class", "predicted class")]
     return pd.DataFrame(counts, *names)
 
-# %% ../nbs/05_metrics.ipynb #de4c2b8b
-def wilson_interval(
-    successes,  # number of successes, between 0 and n (number or array)
-    n,  # number of trials (number or array)
-    confidence: float = 0.95,  # probability that the interval covers the true rate, between 0 and 1
-) -> tuple:  # lower and upper end, between 0 and 1
-    "Return Wilson's score interval (1927) for a proportion; 0 to 1 where there was no trial."
-    successes, n = np.asarray(successes, float), np.asarray(n, float)
-    z = norm.ppf((1 + confidence) / 2)
-    center = (successes + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * np.sqrt(successes * (n - successes) / np.maximum(n, 1) + z**2 / 4)
-    return np.where(successes > 0, center - half, 0.0), np.where(successes < n, center + half, 1.0)
-
 # %% ../nbs/05_metrics.ipynb #d8dac135
 def f1_interval(
     true_positives,  # images of the class that are predicted as it (number or array)
@@ -52,24 +54,6 @@ def f1_interval(
     "Return a 95 % interval for the F1 of a class: Wilson's indirect one (Lam, Gopal and Qian 2023, arXiv:2309.14621)."
     low, high = wilson_interval(true_positives, involved)
     return 2 * low / (1 + low), 2 * high / (1 + high)
-
-# %% ../nbs/05_metrics.ipynb #a1f0987e
-def bootstrap_weights(
-    labels,  # class of each of n images (n, int)
-    resamples: int = 1000,  # number of resamples
-    seed: int = 0,  # of the random numbers
-):
-    "Yield blocks (resamples x n): how often each resample, drawn with replacement within each class, has an image."
-    if not len(labels):
-        raise ValueError("there are no predictions to resample: does `.select(split)` name the intended split?")
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    block = max(1, 10_000_000 // len(labels))  # keeps a block below 80 MB
-    for start in range(0, resamples, block):
-        weights = np.empty((min(block, resamples - start), len(labels)))
-        for rows in members:
-            weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=len(weights))
-        yield weights
 
 # %% ../nbs/05_metrics.ipynb #3e37f5a7
 def weighted_sum(
@@ -88,54 +72,24 @@ def weighted_mean(
     return weighted_sum(values, weights) / weighted_sum(np.ones(len(values)), weights)
 
 # %% ../nbs/05_metrics.ipynb #6f2d1385
+def top_k_hits(
+    predictions,  # Predictions of n images
+    k: int = 1,  # number of classes that may be named, at least 1
+) -> np.ndarray:  # (n, bool)
+    "Return for each image whether its true class is among the `k` most probable ones."
+    probabilities, y_true = predictions.probabilities, predictions.y_true[:, None]
+    of_true = np.take_along_axis(probabilities, y_true, axis=1)
+    first = np.arange(probabilities.shape[1]) < y_true
+    return ((probabilities > of_true) | ((probabilities == of_true) & first)).sum(axis=1) < k
+
+
 def top_k_accuracy(
     predictions,  # Predictions of n images
     weights=None,  # how often each image counts (n, or resamples x n); None: once
     k: int = 1,  # number of classes that may be named, at least 1
 ):
     "Return the share of the images whose true class is among the `k` most probable ones, between 0 and 1."
-    named = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :k]
-    return weighted_mean((named == predictions.y_true[:, None]).any(axis=1).astype(float), weights)
-
-# %% ../nbs/05_metrics.ipynb #c76d0e05
-def no_interval_reason(
-    predictions,  # Predictions of n images
-) -> str:  # empty where the images can be resampled
-    "Return the reason why the bootstrap gives no interval."
-    single = np.bincount(predictions.y_true).max(initial=0) == 1
-    return "undefined: every class has a single image, so there is nothing to resample" if single else ""
-
-
-def bootstrap_scores(
-    statistic,  # function of predictions and weights (resamples x n) that returns (resamples, ...)
-    predictions,  # Predictions of n images
-    resamples: int = 1000,  # number of resamples
-    seed: int = 0,  # of the random numbers
-) -> np.ndarray:  # (resamples, ...)
-    "Return the statistic of every resample of the stratified bootstrap; NaN where there is nothing to resample."
-    if no_interval_reason(predictions):
-        return statistic(predictions, np.ones((1, len(predictions)))) * np.nan
-    blocks = bootstrap_weights(predictions.y_true, resamples, seed)
-    return np.concatenate([statistic(predictions, weights) for weights in blocks])
-
-
-def percentile_interval(
-    scores,  # the statistic of each resample (resamples, ...)
-    confidence: float = 0.95,  # between 0 and 1
-) -> tuple:  # lower and upper end
-    "Return the interval that contains the middle of the resamples' scores."
-    return tuple(np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
-
-
-def bootstrap_interval(
-    statistic,  # function of predictions and weights, such as `top_k_accuracy`
-    predictions,  # Predictions of n images
-    resamples: int = 1000,  # number of resamples
-    seed: int = 0,  # of the random numbers
-    confidence: float = 0.95,  # between 0 and 1
-) -> tuple:  # lower and upper end
-    "Return the percentile interval of the stratified bootstrap (Efron and Tibshirani 1993, chapter 13)."
-    return percentile_interval(bootstrap_scores(statistic, predictions, resamples, seed), confidence)
+    return weighted_mean(top_k_hits(predictions, k).astype(float), weights)
 
 # %% ../nbs/05_metrics.ipynb #126d89a0
 def class_counts(
@@ -143,9 +97,11 @@ def class_counts(
     weights=None,  # how often each image counts (n, or resamples x n); None: once
 ) -> tuple:  # true positives, images of the class, images predicted as it; each (C), or resamples x C
     "Count three things for each class."
-    one_hot, correct = np.eye(len(predictions.classes)), predictions.y_true == predictions.y_pred
-    true, predicted = (weighted_sum(one_hot[y], weights) for y in (predictions.y_true, predictions.y_pred))
-    return weighted_sum(one_hot[predictions.y_true] * correct[:, None], weights), true, predicted
+    n, y_true, y_pred = len(predictions), predictions.y_true, predictions.y_pred
+    correct = (y_true == y_pred).astype(float)
+    marks = [csr_array((values, (np.arange(n), labels)), (n, len(predictions.classes)))
+             for labels, values in ((y_true, correct), (y_true, np.ones(n)), (y_pred, np.ones(n)))]
+    return tuple(weighted_sum(mark, weights) for mark in marks)
 
 
 def class_average(
@@ -154,9 +110,10 @@ def class_average(
     score: str = "F1",  # "precision", "recall" or "F1"
     average: str = "macro",  # "macro": classes count the same; "weighted": by their number of images
     zero_division: float = 0.0,  # value of 0/0; NaN leaves the class out
+    classes=slice(None),  # indices of the classes that are averaged; default: all
 ):
     "Return precision, recall or F1 averaged over the classes that have images, between 0 and 1."
-    positives, true, predicted = class_counts(predictions, weights)
+    positives, true, predicted = (of[..., classes] for of in class_counts(predictions, weights))
     ratios = {"precision": (positives, predicted), "recall": (positives, true), "F1": (2 * positives, true + predicted)}
     above, below = ratios[score]
     values = np.divide(above, below, out=np.full_like(positives, zero_division), where=below > 0)
@@ -165,12 +122,31 @@ def class_average(
     undefined = np.full_like(total, np.nan, dtype=float)
     return np.divide(np.nansum(values * counts, axis=-1), total, out=undefined, where=total > 0)
 
+# %% ../nbs/05_metrics.ipynb #73ebcd6e
+def class_ratios(
+    predictions,  # Predictions of n images, C classes
+    weights=None,  # how often each image counts (n, or resamples x n); None: once
+) -> np.ndarray:  # (3, C) or (resamples, 3, C); NaN for 0/0
+    "Return precision, recall and F1 of each class."
+    positives, true, predicted = class_counts(predictions, weights)
+    with np.errstate(invalid="ignore"):
+        return np.stack([positives / predicted, positives / true, 2 * positives / (true + predicted)], axis=-2)
+
+
+def _grouped_intervals(predictions, values, units):
+    "Return intervals of precision, recall and F1 (3 x C) of images in groups."
+    samples = resample([class_ratios], predictions, units)[0] if units.freedom else np.zeros((1, 1, 1))
+    classes = np.arange(len(predictions.classes))
+    true, called = (of[:, None] == classes for of in (predictions.y_true, predictions.y_pred))
+    behind = np.stack([(units.sums(of.astype(float)) > 0).sum(axis=0) for of in (called, true, called | true)])
+    return np.stack(share_interval(values, samples.std(axis=0), behind, np.maximum(behind - 1, 1)), axis=1)
+
 # %% ../nbs/05_metrics.ipynb #0dfa53c0
 def class_rows(
     predictions,  # Predictions of n images, C classes
     zero_division: float = 0.0,  # value of 0/0
 ) -> pd.DataFrame:  # a row for each class
-    "Return precision, recall and F1 of each class with 95 % intervals (Wilson's; indirect for F1), and support."
+    "Return precision, recall and F1 of each class with 95 % intervals, and support."
     *values, support = precision_recall_fscore_support(
         predictions.y_true, predictions.y_pred, labels=range(len(predictions.classes)), zero_division=zero_division
     )
@@ -178,53 +154,59 @@ def class_rows(
     positives, predicted = counts.diagonal(), counts.sum(axis=0)
     intervals = [wilson_interval(positives, predicted), wilson_interval(positives, support)]
     intervals.append(f1_interval(positives, support + predicted - positives))
+    if (units := units_of(predictions)).grouped:
+        intervals = _grouped_intervals(predictions, np.stack(values), units)
     columns = {}
     for name, value, (low, high) in zip(("precision", "recall", "F1"), values, intervals):
         columns |= {name: value, f"{name} low": low, f"{name} high": high}
     return pd.DataFrame({**columns, "support": support}, index=pd.Index(predictions.classes, name="class"))
 
 # %% ../nbs/05_metrics.ipynb #7230bc8c
-def class_averages(
-    predictions,  # Predictions of n images
-    weights=None,  # how often each image counts (n, or resamples x n); None: once
-    zero_division: float = 0.0,  # value of 0/0
-) -> np.ndarray:  # (6) or (resamples, 6)
-    "Return the macro averages of precision, recall and F1, then the weighted ones."
-    kinds = [(average, score) for average in ("macro", "weighted") for score in ("precision", "recall", "F1")]
-    values = [class_average(predictions, weights, score, average, zero_division) for average, score in kinds]
-    return np.stack(values, axis=-1)
+def average_scores(
+    zero_division: float = 0.0,  # value of 0/0; NaN leaves the class out
+) -> dict[str, list]:  # "macro average" and "weighted average" -> scores: precision, recall, F1
+    "Make the scores of the two rows of averages."
+    def score(name, average):
+        statistic = partial(class_average, score=name, average=average, zero_division=zero_division)
+        return Share(statistic, biased=name != "recall", weighted=average == "weighted")
+
+    macro, weighted = ([score(name, average) for name in ("precision", "recall", "F1")]
+                       for average in ("macro", "weighted"))
+    weighted[1] = Proportion(top_k_accuracy, hits=top_k_hits)  # accuracy, which is the weighted average of the recalls
+    return {"macro average": macro, "weighted average": weighted}
 
 
 def per_class(
     predictions,  # Predictions of n images, C classes
     zero_division: float = 0.0,  # value of 0/0; NaN leaves the class out of the averages
-    resamples: int = 1000,  # of the bootstrap for the averages
-    seed: int = 0,  # of the resamples
+    resamples: int = 1000,  # number of half samples for the averages
+    seed: int = 0,  # of the half samples
 ) -> pd.DataFrame:  # a row for each class, then "macro average" and "weighted average"
-    "Return the rows of all classes and of their averages, whose intervals come from the stratified bootstrap."
-    averages = partial(class_averages, zero_division=zero_division)
-    low, high = bootstrap_interval(averages, predictions, resamples, seed)
-    table = class_rows(predictions, zero_division)
-    rows = np.stack([averages(predictions), low, high], axis=-1).reshape(2, 9)
-    below = pd.DataFrame(rows, ["macro average", "weighted average"], table.columns[:-1])
-    return pd.concat([table, below.assign(support=len(predictions))]).rename_axis("class")
+    "Return the rows of all classes and of their averages, with 95 % intervals."
+    table, scores = class_rows(predictions, zero_division), average_scores(zero_division)
+    found = estimates(sum(scores.values(), []), predictions, resamples, seed)
+    rows = np.array([estimate[:3] for estimate in found], float).reshape(2, 9)
+    below = pd.DataFrame(rows, list(scores), table.columns[:-1]).assign(support=len(predictions))
+    return pd.concat([table, below]).rename_axis("class")
 
 # %% ../nbs/05_metrics.ipynb #59cac790
-def class_auc(
+def placements(
     scores,  # score of each image, higher for the class (n, float)
     positive,  # does the image belong to the class? (n, bool)
-    weights=None,  # how often each image counts (n, or resamples x n); None: once
-):
-    "Return the area under the ROC curve of one class against the rest, between 0 and 1; NaN where either has no image."
-    weights = np.ones(len(scores)) if weights is None else weights
-    order = np.argsort(scores, kind="stable")
-    below = np.zeros((*weights.shape[:-1], len(scores) + 1))
-    np.cumsum(weights[..., order], axis=-1, out=below[..., 1:])
-    first, last = (np.searchsorted(scores[order], scores[positive], side) for side in ("left", "right"))
-    ranks = (below[..., first] + below[..., last]) / 2
-    images, others = weights[..., positive].sum(axis=-1), weights[..., ~positive].sum(axis=-1)
+) -> np.ndarray:  # (n), between 0 and 1; NaN where the other side has no image
+    "Return the share of the other images that each image of the class beats, and of those of the class that beat it."
+    found = np.full(len(scores), np.nan)
+    for side, beats in ((positive, 1), (~positive, -1)):
+        others = np.sort(beats * scores[~side])
+        below = [np.searchsorted(others, beats * scores[side], end) for end in ("left", "right")]
+        if len(others): found[side] = np.add(*below) / 2 / len(others)
+    return found
+
+
+def _mean_by_class(values, which, weights):
+    "Return the mean of the values (n x k) of the images that are marked in `which`, for each column."
     with np.errstate(invalid="ignore"):
-        return ((weights[..., positive] * ranks).sum(axis=-1) - images**2 / 2) / (images * others)
+        return weighted_sum(np.where(which, values, 0), weights) / weighted_sum(which.astype(float), weights)
 
 
 def auc(
@@ -233,9 +215,15 @@ def auc(
 ):
     "Return the area under the ROC curve, one class against the rest, averaged; NaN where a class has no image."
     count = len(predictions.classes)
-    classes = range(count) if count > 2 else [count - 1]
-    areas = [class_auc(predictions.probabilities[:, c], predictions.y_true == c, weights) for c in classes]
-    return np.mean(areas, axis=0)
+    classes, probabilities = range(count) if count > 2 else [count - 1], predictions.probabilities
+    positive = predictions.y_true[:, None] == np.array(classes)
+    values = np.stack([placements(probabilities[:, c], of) for c, of in zip(classes, positive.T)], axis=1)
+    area = _mean_by_class(values, positive, None).mean()
+    if weights is None: return area
+    means = np.stack([_mean_by_class(values, which, weights) for which in (positive, ~positive)])
+    known = np.isfinite(means)
+    with np.errstate(invalid="ignore"):
+        return (np.where(known, means, 0).sum(axis=-1) / known.sum(axis=-1)).sum(axis=0) - area
 
 # %% ../nbs/05_metrics.ipynb #dfa366bf
 def log_loss(
@@ -269,36 +257,56 @@ def calibration_table(
     return table.assign(low=low, high=high, above=edges[:, 0], up_to=edges[:, 1]).reset_index(drop=True)
 
 # %% ../nbs/05_metrics.ipynb #a07dd3aa
+def surpluses(
+    predictions,  # Predictions of n images
+    weights=None,  # how often each image counts (n, or resamples x n); None: once
+    bins: int = 15,  # number of bins of equal width
+) -> np.ndarray:  # (bins) or (resamples, bins)
+    "Return accuracy minus confidence of the images in each bin, times the share of the images that are in it."
+    surplus = (predictions.y_true == predictions.y_pred) - predictions.probabilities.max(axis=1)
+    in_bins = np.eye(bins)[confidence_bins(predictions, bins)] * surplus[:, None]
+    return weighted_sum(in_bins, weights) / weighted_sum(np.ones((len(predictions), 1)), weights)
+
+
 def calibration_error(
     predictions,  # Predictions of n images
     weights=None,  # how often each image counts (n, or resamples x n); None: once
     bins: int = 15,  # number of bins of equal width
 ):
-    "Return the expected calibration error, between 0 (best) and 1."
-    surplus = (predictions.y_true == predictions.y_pred) - predictions.probabilities.max(axis=1)
-    in_bins = np.eye(bins)[confidence_bins(predictions, bins)] * surplus[:, None]
-    return np.abs(weighted_sum(in_bins, weights)).sum(axis=-1) / weighted_sum(np.ones(len(predictions)), weights)
+    "Return the expected calibration error as it is measured, between 0 (best) and 1."
+    return np.abs(surpluses(predictions, weights, bins)).sum(axis=-1)
 
-# %% ../nbs/05_metrics.ipynb #e8c9037a
-def reflected_interval(
-    scores,  # the statistic of each resample (resamples)
-    value,  # the statistic itself
-) -> tuple:  # lower and upper end
-    "Return the 95 % basic bootstrap interval (Davison and Hinkley 1997, section 5.2), for statistics that are biased."
-    low, high = percentile_interval(scores)
-    return 2 * value - high, 2 * value - low
+# %% ../nbs/05_metrics.ipynb #7fe46010
+def bin_shares(
+    predictions,  # Predictions of n images
+    bins: int = 15,  # number of bins of equal width
+) -> np.ndarray:  # (bins), adds up to 1
+    "Return the share of the images in each bin of confidence."
+    return np.bincount(confidence_bins(predictions, bins), minlength=bins) / len(predictions)
 
 # %% ../nbs/05_metrics.ipynb #2f4dc82b
+def undefined_reason(
+    predictions,  # Predictions of n images, C classes
+) -> str:  # empty if the AUC is defined
+    "Return the reason why there is no area under the curve."
+    support = np.bincount(predictions.y_true, minlength=len(predictions.classes))
+    absent = [repr(name) for name, count in zip(predictions.classes, support) if not count]
+    if len(predictions.classes) < 2:
+        return "there is only one class"
+    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+    return f"no image of {', '.join(absent[:3])}{more}" if absent else ""
+
+
 SCORES = {
-    "top-1 accuracy": top_k_accuracy,
-    "top-5 accuracy": partial(top_k_accuracy, k=5),
-    "mean per-class accuracy": partial(class_average, score="recall"),
-    "macro precision": partial(class_average, score="precision"),
-    "macro recall": partial(class_average, score="recall"),
-    "macro F1": partial(class_average, score="F1"),
-    "AUC": auc,
-    "log loss": log_loss,
-    "calibration error": calibration_error,
+    "top-1 accuracy": Proportion(top_k_accuracy, hits=top_k_hits),
+    "top-5 accuracy": Proportion(partial(top_k_accuracy, k=5), hits=partial(top_k_hits, k=5)),
+    "mean per-class accuracy": Share(partial(class_average, score="recall")),
+    "macro precision": Share(partial(class_average, score="precision"), biased=True),
+    "macro recall": Share(partial(class_average, score="recall")),
+    "macro F1": Share(partial(class_average, score="F1"), biased=True),
+    "AUC": Share(auc, of_counts=False, undefined=undefined_reason),
+    "log loss": PositiveMean(log_loss),
+    "calibration error": BinnedError(calibration_error, surplus=surpluses, shares=bin_shares),
 }
 LOWER_IS_BETTER = ("log loss", "calibration error")
 
@@ -310,47 +318,34 @@ def score_names(
     return [name for name in SCORES if name != "top-5 accuracy" or len(predictions.classes) > 5]
 
 
-def all_scores(
+def score_named(
+    score,  # a name in SCORES, or a Score
+) -> Score:
+    "Return a score. Raises `ValueError` for an unknown name."
+    if isinstance(score, Score): return score
+    if score in SCORES: return SCORES[score]
+    raise ValueError(f"there is no score {score!r}; there are {', '.join(SCORES)}")
+
+
+def sample_sizes(
     predictions,  # Predictions of n images
-    weights=None,  # how often each image counts (n, or resamples x n); None: once
-) -> np.ndarray:  # (scores) or (resamples, scores)
-    "Return every score that applies, in the order of `score_names`."
-    return np.stack([SCORES[name](predictions, weights) for name in score_names(predictions)], axis=-1)
+) -> dict:  # n, and groups where images belong together
+    "Return what stands beside a score: the number of images, and of groups."
+    units = units_of(predictions)
+    return {"n": len(predictions)} | ({"groups": len(units)} if units.grouped else {})
 
 # %% ../nbs/05_metrics.ipynb #39e599f3
-def undefined_reason(
-    predictions,  # Predictions of n images, C classes
-) -> str:  # empty if the AUC is defined
-    "Return the reason why there is no area under the curve."
-    support = np.bincount(predictions.y_true, minlength=len(predictions.classes))
-    absent = [repr(name) for name, count in zip(predictions.classes, support) if not count]
-    if len(predictions.classes) < 2:
-        return "undefined: there is only one class"
-    more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-    return f"undefined: no image of {', '.join(absent[:3])}{more}" if absent else ""
-
-
 def summary(
     predictions,  # Predictions of n images
-    resamples: int = 1000,  # of the bootstrap
-    seed: int = 0,  # of the resamples
-) -> pd.DataFrame:  # a row for each score: value, low, high, n, interval
+    resamples: int = 1000,  # number of half samples
+    seed: int = 0,  # of the half samples
+) -> pd.DataFrame:  # a row for each score: value, low, high, n, maybe groups, interval
     "Return every score with its 95 % interval, the number of images, and how the interval was found, or why not."
-    names, n, values = score_names(predictions), len(predictions), all_scores(predictions)
-    scores = bootstrap_scores(all_scores, predictions, resamples, seed)
-    low, high = percentile_interval(scores)
-    columns = {"value": values, "low": low, "high": high, "n": n, "interval": "bootstrap"}
-    table = pd.DataFrame(columns, index=pd.Index(names, name="score"))
-    ends = ["low", "high", "interval"]
-    for name in names[: names.index("mean per-class accuracy")]:
-        table.loc[name, ends] = *wilson_interval(table.loc[name, "value"] * n, n), "Wilson"
-    low, high = reflected_interval(scores[:, -1], values[-1])
-    table.loc["calibration error", ends] = np.clip(low, 0, values[-1]), max(high, values[-1]), "bootstrap, reflected"
-    if reason := no_interval_reason(predictions):
-        table.loc[names[names.index("mean per-class accuracy"):], "interval"] = reason
-    if reason := undefined_reason(predictions):
-        table.loc["AUC", "interval"] = reason
-    return with_marks(table, predictions.selected)
+    names = score_names(predictions)
+    found = estimates([SCORES[name] for name in names], predictions, resamples, seed)
+    table = pd.DataFrame(found, index=pd.Index(names, name="score"))
+    table = table.assign(**sample_sizes(predictions))
+    return with_marks(table[[*table.columns.drop("interval"), "interval"]], predictions.selected)
 
 # %% ../nbs/05_metrics.ipynb #075e1415
 def _check_same_images(first: pd.Index, second: pd.Index) -> None:
@@ -377,90 +372,72 @@ def matching_rows(
         raise ValueError(f"the true classes differ for {len(differ)} images: {list(differ[:3])}")
     return rows
 
+
+def in_order_of(
+    a,  # Predictions of n images
+    b,  # Predictions of the same images, in any order
+):  # Predictions
+    "Return the rows of b in the order of those of a; see `matching_rows` for what is refused."
+    return replace(b, table=b.table.iloc[matching_rows(a, b)].reset_index(drop=True))
+
+
 # %% ../nbs/05_metrics.ipynb #f5b51157
-def mcnemar_p_value(
-    only_a: int,  # images that only the first model classifies correctly
-    only_b: int,  # images that only the second model classifies correctly
-) -> float:  # between 0 and 1
-    "Return McNemar's p value: exact below 25 such images, otherwise by chi-squared with continuity correction."
-    n = only_a + only_b
-    if n < 25:
-        return float(binomtest(only_a, n).pvalue) if n else 1.0
-    return float(chi2.sf(max(abs(only_a - only_b) - 1, 0) ** 2 / n, df=1))
-
-
 def mcnemar(
     a,  # Predictions of n images
     b,  # Predictions of the same images
     names=("first", "second"),  # of the two models
 ) -> pd.DataFrame:  # one row
-    "Return McNemar's paired test of equal accuracy, see `mcnemar_p_value`."
-    correct_a, correct_b = a.y_true == a.y_pred, (b.y_true == b.y_pred)[matching_rows(a, b)]
-    only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
+    "Return McNemar's paired test of equal accuracy, for clustered pairs where images belong to groups."
+    units, correct_a, correct_b = units_of(a), top_k_hits(a), top_k_hits(in_order_of(a, b))
+    pair = compare_pairs(correct_a, correct_b, units)
     row = {
         "both correct": int((correct_a & correct_b).sum()),
-        f"only {names[0]} correct": only_a,
-        f"only {names[1]} correct": only_b,
+        f"only {names[0]} correct": pair.only_a,
+        f"only {names[1]} correct": pair.only_b,
         "both incorrect": int((~correct_a & ~correct_b).sum()),
-        "n": len(a),
-        "p value": mcnemar_p_value(only_a, only_b),
-        "test": "exact binomial" if only_a + only_b < 25 else "corrected chi-squared",
+        **sample_sizes(a),
+        "p value": pair.p_value,
+        "test": "chi-squared of groups" if units.grouped else "chi-squared",
     }
     return pd.DataFrame([row], index=["McNemar"])
 
 # %% ../nbs/05_metrics.ipynb #c0d73b6c
-def difference_scores(
+def difference(
     a,  # Predictions of n images
-    b,  # Predictions of the same images
-    statistic,  # function of predictions and weights
-    resamples: int = 1000,  # number of resamples
-    seed: int = 0,  # of the resamples
-) -> np.ndarray:  # (resamples, ...)
-    "Return the statistic of b minus that of a for every resample (stratified bootstrap; the same resamples for both)."
-    rows_of_b = np.argsort(matching_rows(a, b))
-
-    def difference(a, weights):
-        return statistic(b, weights[..., rows_of_b]) - statistic(a, weights)
-
-    return bootstrap_scores(difference, a, resamples, seed)
-
-
-def bootstrap_difference(
-    a,  # Predictions of n images
-    b,  # Predictions of the same images
-    statistic=top_k_accuracy,  # function of predictions and weights
-    resamples: int = 1000,  # number of resamples
-    seed: int = 0,  # of the resamples
-) -> dict:  # value, low, high, n, and reason: why there is no interval, else empty
-    "Return the statistic of b minus that of a with its 95 % percentile interval (paired, stratified bootstrap)."
-    low, high = percentile_interval(difference_scores(a, b, statistic, resamples, seed))
-    value, reason = float(statistic(b) - statistic(a)), no_interval_reason(a)
-    return {"value": value, "low": float(low), "high": float(high), "n": len(a), "reason": reason}
+    b,  # Predictions of the same images, in any order
+    score="top-1 accuracy",  # a name in SCORES, or a Score
+    resamples: int = 1000,  # number of half samples
+    seed: int = 0,  # of the half samples
+) -> Estimate:  # value, low, high, interval
+    "Return the score of b minus that of a with its 95 % interval."
+    return compare_estimates([score_named(score)], a, in_order_of(a, b), resamples, seed)[0][2]
 
 # %% ../nbs/05_metrics.ipynb #33949c28
 def better_model(
-    low,  # lower ends of the differences (scores)
-    high,  # upper ends (scores)
-    lower_wins,  # is a lower score better? (scores, bool)
+    difference: Estimate,  # second minus first
     names,  # of the two models
-) -> list:  # of the better model, "undecided", or "undefined" where there is no interval
-    "Return which model is better for each score."
-    side = np.select([low > 1e-9, high < -1e-9, np.isfinite(low)], [1, -1, 0], 2) * np.where(lower_wins, -1, 1)
-    return [{1: names[1], -1: names[0], 0: "undecided"}.get(s, "undefined") for s in side]
+    lower_wins: bool = False,  # is a lower score better?
+) -> str:  # name of the better model, "undecided", or "undefined" where there is no interval
+    "Return which model is better."
+    if abs(difference.value) < 1e-12: return "undecided"
+    if not np.isfinite(difference.low): return "undefined"
+    if difference.low <= 1e-9 and difference.high >= -1e-9: return "undecided"
+    return names[(difference.value > 0) != lower_wins]
 
 
 def compare(
     a,  # Predictions of n images
     b,  # Predictions of the same images
     names=("first", "second"),  # of the two models
-    resamples: int = 1000,  # of the bootstrap
-    seed: int = 0,  # of the resamples
+    resamples: int = 1000,  # number of half samples
+    seed: int = 0,  # of the half samples
 ) -> pd.DataFrame:  # a row for each score
     "Return every score of two models, the difference (second minus first) with its 95 % interval, and the better one."
-    values_a, values_b, scores = all_scores(a), all_scores(b), difference_scores(a, b, all_scores, resamples, seed)
-    difference, (low, high) = values_b - values_a, percentile_interval(scores)
-    low[-1], high[-1] = reflected_interval(scores[:, -1], difference[-1])
-    columns = {names[0]: values_a, names[1]: values_b, "difference": difference, "low": low, "high": high, "n": len(a)}
-    table = pd.DataFrame(columns, index=pd.Index(score_names(a), name="score"))
-    table = table.assign(better=better_model(low, high, table.index.isin(LOWER_IS_BETTER), names))
+    rows, scores = [], score_names(a)
+    found = compare_estimates([SCORES[name] for name in scores], a, in_order_of(a, b), resamples, seed)
+    for name, (one, other, gain) in zip(scores, found):
+        values = {names[0]: one.value, names[1]: other.value, "difference": gain.value, "low": gain.low}
+        better = better_model(gain, names, name in LOWER_IS_BETTER)
+        rows.append({**values, "high": gain.high, **sample_sizes(a), "better": better})
+    table = pd.DataFrame(rows, index=pd.Index(scores, name="score"))
     return with_marks(table, join_marks(a.selected, b.selected))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,11 @@ def _check_values(ids, y_true, probabilities):
         raise ValueError(f"{ids[unknown.argmax()]!r}: its true class is not among the {probabilities.shape[1]}")
 
 # %% ../nbs/library/predictions.ipynb #99bdca6d
+def _read_only(values):
+    "Return an array that cannot be changed: scores ask for it many times, so it is made once."
+    values.setflags(write=False)
+    return values
+
 @dataclass
 class Predictions:
     "A model's probabilities for images whose true class is known; rows in the order in which they were given."
@@ -108,15 +114,15 @@ class Predictions:
         "Indices of the true classes."
         return self.table.y_true.to_numpy("int64", copy=True)
 
-    @property
-    def probabilities(self) -> np.ndarray:  # (n, classes) float64
+    @cached_property
+    def probabilities(self) -> np.ndarray:  # (n, classes) float64, read-only
         "The probabilities, a column for each class."
-        return self.table[[f"p:{c}" for c in self.classes]].to_numpy("float64")
+        return _read_only(self.table[[f"p:{c}" for c in self.classes]].to_numpy("float64", copy=True))
 
-    @property
-    def y_pred(self) -> np.ndarray:  # (n,) int64
+    @cached_property
+    def y_pred(self) -> np.ndarray:  # (n,) int64, read-only
         "Indices of the most probable classes."
-        return self.probabilities.argmax(1)
+        return _read_only(self.probabilities.argmax(1))
 
     def select(self,
         split: str,  # "train", "validation" or "test"

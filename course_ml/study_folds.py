@@ -47,7 +47,7 @@ def meanings_of_deviation(
     ways = {"standard deviation over the folds": deviation,
             "standard error of the mean of the folds": deviation / np.sqrt(folds.n),
             "half of the 95 % interval of the mean of the folds (Student's t)": (folds.high - folds.low) / 2,
-            "half of the 95 % interval over all images (Wilson's)": (high - low) / 2}
+            "half of the 95 % interval over all images": (high - low) / 2}
     return pd.DataFrame({"±": ways.keys(), "value": ways.values()})
 
 # %% ../nbs/library/study_folds.ipynb #2ce38e94
@@ -205,7 +205,7 @@ class Stages:
                  for stage in self.models if stage != first]
         record = f"{{second}}: gain over {first}, every original image"
         table = record_gains(self.report, self.by_name(), pairs, record, self.seed)
-        caption = "Gains on every original image, with intervals of the paired bootstrap."
+        caption = "Gains on every original image, with 95 % intervals."
         self.report.table(table, "gains", caption, digits=4)
         return table
 
@@ -228,7 +228,7 @@ class Stages:
         table = stack_tables(tables, "test-time augmentation")
         self.report.table(table, "ensembles", "Uniform ensembles, every original image.", digits=4)
         figure = plot_intervals(series, list(self.models), "out-of-fold accuracy")
-        caption = "Ensembles on every original image, 95 % Wilson intervals."
+        caption = "Ensembles on every original image, 95 % intervals."
         self.report.figure(figure, "ensembles", caption)
 
     def show_ensemble(self,

@@ -19,17 +19,16 @@ from .crossval import average, ensemble
 from .data import Dataset, Split
 from .evidence import MARK, join_marks, with_marks
 from .experiment import evaluate_test, predict_images, predict_labeled, train_recipe
+from .intervals import Estimate, Score, Share, estimates
 from course_ml.metrics import (
+    SCORES,
     auc,
-    bootstrap_difference,
-    bootstrap_interval,
     class_average,
-    class_counts,
     class_rows,
+    difference,
     mcnemar,
-    summary,
-    top_k_accuracy,
-    wilson_interval,
+    sample_sizes,
+    score_named,
 )
 from .predictions import Predictions
 from .reporting import Report
@@ -39,9 +38,9 @@ from .transfer import build_model
 
 # %% auto #0
 __all__ = ['IMAGENET', 'CONTAMINATED', 'recipe_layers', 'cost_table', 'accuracy', 'scores_of_class', 'mean_f1',
-           'frequency_scores', 'macro_f1', 'score_intervals', 'score_table', 'stack_tables', 'record_scores',
-           'record_gains', 'record_areas', 'gain_over_best', 'interval_text', 'with_interval', 'label_auc_table',
-           'is_contaminated', 'Models']
+           'frequency_scores', 'score_intervals', 'score_table', 'stack_tables', 'record_scores', 'record_gains',
+           'record_areas', 'gain_over_best', 'interval_text', 'with_interval', 'label_auc_table', 'is_contaminated',
+           'Models']
 
 # %% ../nbs/library/study_models.ipynb #9232538b
 def recipe_layers(
@@ -66,10 +65,8 @@ def cost_table(
 def accuracy(
     preds: Predictions,
 ) -> tuple[float, float, float]:  # value, low, high (0 to 1)
-    "Return the accuracy with Wilson's 95 % interval."
-    correct = int((preds.y_true == preds.y_pred).sum())
-    low, high = (float(end) for end in wilson_interval(correct, len(preds)))
-    return correct / len(preds), low, high
+    "Return the accuracy with its 95 % interval."
+    return tuple(estimates([SCORES["top-1 accuracy"]], preds)[0][:3])
 
 def scores_of_class(
     name: str,  # of a class
@@ -80,57 +77,45 @@ def scores_of_class(
     return {which: partial(score, which) for which in ("precision", "recall", "F1")}
 
 def mean_f1(
-    classes=slice(None),  # indices of the classes; default: all, which is macro-F1
-    seed: int = 0,  # of the bootstrap
-) -> Callable:  # predictions -> value, low, high (0 to 1)
-    "Make the mean F1 of some classes, with the bootstrap's 95 % interval."
-    def statistic(preds, weights=None):
-        positives, true, predicted = class_counts(preds, weights)
-        both = true + predicted
-        return np.divide(2 * positives, both, out=np.zeros_like(positives), where=both > 0)[..., classes].mean(-1)
-    def score(preds):
-        value, (low, high) = float(statistic(preds)), bootstrap_interval(statistic, preds, seed=seed)
-        return value, min(float(low), value), max(float(high), value)
-    return score
+    classes=None,  # indices of the classes; default: all, which is macro F1
+) -> Score:
+    "Make the mean F1 of some classes."
+    if classes is None: return SCORES["macro F1"]
+    statistic = partial(class_average, score="F1", classes=np.array(classes))
+    return Share(statistic, biased=True, classes=tuple(classes))
 
 def frequency_scores(
     dataset: Dataset,
-    seed: int = 0,  # of the bootstrap
-) -> dict[str, Callable]:  # by name, see `score_intervals`
-    "Make the scores for a long tail: accuracy, macro-F1, and the mean F1 of head, middle and tail."
-    thirds = {f"F1 of the {name}": mean_f1(classes, seed) for name, classes in frequency_thirds(dataset).items()}
-    return {"accuracy": accuracy, "macro-F1": mean_f1(seed=seed)} | thirds
-
-def macro_f1(
-    preds: Predictions,
-    weights=None,  # of the images, in each resample of the bootstrap
-):  # value, or one of each resample (0 to 1)
-    "Return the macro-F1, as `record_gains` takes it."
-    return class_average(preds, weights, "F1")
+) -> dict[str, str | Score]:  # by name, see `score_intervals`
+    "Make the scores for a long tail: accuracy, macro F1, and the mean F1 of head, middle and tail."
+    thirds = {f"F1 of the {name}": mean_f1(classes) for name, classes in frequency_thirds(dataset).items()}
+    return {"accuracy": "top-1 accuracy", "macro-F1": "macro F1"} | thirds
 
 def score_intervals(
     preds: Predictions,
-    scores: dict[str, str | Callable],  # the name to show -> a row of `summary`, or a function as above
-    seed: int = 0,  # of the bootstrap
-) -> dict[str, tuple[float, float, float]]:  # name -> value, low, high
+    scores: dict[str, str | Score | Callable],  # the name to show -> a name in SCORES, a Score, or a function as above
+    seed: int = 0,  # of the half samples
+) -> dict[str, Estimate]:  # by name
     "Compute scores with their 95 % intervals."
-    named = summary(preds, seed=seed) if any(isinstance(score, str) for score in scores.values()) else None
-    return {name: tuple(named.loc[score, ["value", "low", "high"]]) if isinstance(score, str) else score(preds)
-            for name, score in scores.items()}
+    named = {name: score_named(score) for name, score in scores.items() if isinstance(score, (str, Score))}
+    found = dict(zip(named, estimates(list(named.values()), preds, seed=seed))) if named else {}
+    return {name: found[name] if name in found else Estimate(*score(preds), "") for name, score in scores.items()}
 
 # %% ../nbs/library/study_models.ipynb #01874793
+def _score_row(model, preds, found):
+    "Return the row of a model from its estimates."
+    row = {"model": model, **sample_sizes(preds)}
+    for name, (value, low, high, _) in found.items():
+        row |= {name: value, f"{name} low": low, f"{name} high": high}
+    return row
+
 def score_table(
     preds: dict[str, Predictions],  # by model
-    scores: dict[str, str | Callable],  # see `score_intervals`
-    seed: int = 0,  # of the bootstrap
-) -> pd.DataFrame:  # model, n, and for each score: value, low, high
+    scores: dict[str, str | Score | Callable],  # see `score_intervals`
+    seed: int = 0,  # of the half samples
+) -> pd.DataFrame:  # model, n, maybe groups, and for each score: value, low, high
     "Tabulate the scores of several models."
-    rows = []
-    for model, one in preds.items():
-        row = {"model": model, "n": len(one)}
-        for name, (value, low, high) in score_intervals(one, scores, seed).items():
-            row |= {name: value, f"{name} low": low, f"{name} high": high}
-        rows.append(row)
+    rows = [_score_row(model, one, score_intervals(one, scores, seed)) for model, one in preds.items()]
     return with_marks(pd.DataFrame(rows), [one.selected for one in preds.values()])
 
 def stack_tables(
@@ -143,40 +128,39 @@ def stack_tables(
 def record_scores(
     report: Report,
     preds: dict[str, Predictions],  # by model
-    scores: dict[str, str | Callable],  # see `score_intervals`
+    scores: dict[str, str | Score | Callable],  # see `score_intervals`
     record: str = "{model}, {score}, test",  # the record's name
-    seed: int = 0,  # of the bootstrap, and in the records
+    seed: int = 0,  # of the half samples, and in the records
     reason: str = "",  # why the scores are not comparable; "": they are
-) -> pd.DataFrame:  # model, n, and for each score: value, low, high
+) -> pd.DataFrame:  # model, n, maybe groups, and for each score: value, low, high
     "Record the scores of several models, and tabulate them."
-    table = score_table(preds, scores, seed)
-    for _, row in table.iterrows():
-        for score in scores:
-            ends = row[[score, f"{score} low", f"{score} high"]]
-            missing = "" if np.isfinite(ends.to_numpy(float)).all() else "undefined: a class has no image"
-            report.record(record.format(model=row.model, score=score), *ends, row.n, [seed], reason=reason or missing,
-                          selected=preds[row.model].selected)
-    return table
+    rows = []
+    for model, one in preds.items():
+        found = score_intervals(one, scores, seed)
+        for name, estimate in found.items():
+            report.record(record.format(model=model, score=name), *estimate[:3], len(one), [seed],
+                          reason=reason or estimate.reason, selected=one.selected)
+        rows.append(_score_row(model, one, found))
+    return with_marks(pd.DataFrame(rows), [one.selected for one in preds.values()])
 
 def record_gains(
     report: Report,
     preds: dict[str, Predictions],  # by model, of the same images
     pairs: list[tuple[str, str]],  # names of two models
     record: str = "top-1 accuracy, {second} minus {first}, test",  # the record's name
-    seed: int = 0,  # of the bootstrap, and in the records
-    statistic: Callable = top_k_accuracy,  # function of predictions and weights
+    seed: int = 0,  # of the half samples, and in the records
+    score: str | Score = "top-1 accuracy",  # a name in SCORES, or a Score
     reason: str = "",  # why the gains are not comparable; "": they are
-) -> pd.DataFrame:  # first, second, n, gain, low, high, McNemar's p
+) -> pd.DataFrame:  # first, second, n, maybe groups, gain, low, high, McNemar's p
     "Record paired differences, second minus first, and tabulate them with the p value of McNemar's test."
     rows, marks = [], [join_marks(*(preds[name].selected for name in pair)) for pair in pairs]
     for (first, second), mark in zip(pairs, marks):
-        gain = bootstrap_difference(preds[first], preds[second], statistic, seed=seed)
-        value, low, high, n = (gain[key] for key in ("value", "low", "high", "n"))
+        gain = difference(preds[first], preds[second], score, seed=seed)
         p = mcnemar(preds[first], preds[second])["p value"].item()
-        report.record(record.format(first=first, second=second), value, low, high, n, [seed],
-                      reason=reason or gain["reason"], selected=mark)
-        rows.append({"first": first, "second": second, "n": n, "gain": value, "low": low, "high": high,
-                     "McNemar's p": p})
+        report.record(record.format(first=first, second=second), *gain[:3], len(preds[first]), [seed],
+                      reason=reason or gain.reason, selected=mark)
+        rows.append({"first": first, "second": second, **sample_sizes(preds[first]), "gain": gain.value,
+                     "low": gain.low, "high": gain.high, "McNemar's p": p})
     return with_marks(pd.DataFrame(rows), marks)
 
 def record_areas(
@@ -203,9 +187,9 @@ def gain_over_best(
     best, weights = ensemble(members, "best member")
     names = " or ".join(name for name in members if weights[name].any())
     if len(weights) == 1: best = best.marked("best member")
-    gain = bootstrap_difference(best, together)
+    gain = difference(best, together)
     row = {"best member": names, "its accuracy": accuracy(best)[0],
-           "gain": gain["value"], "gain low": gain["low"], "gain high": gain["high"]}
+           "gain": gain.value, "gain low": gain.low, "gain high": gain.high}
     return {**row, MARK: mark} if (mark := join_marks(best.selected, together.selected)) else row
 
 def interval_text(

@@ -19,8 +19,9 @@ from .crossval import write_submission
 from .data import Dataset, Split
 from .evidence import MARK, join_marks, named_with_mark, with_marks
 from .interpretation import plot_slices, slices, train_validation_gap
+from .intervals import Score
 from .lettering import drawn_names
-from .metrics import compare, mcnemar, per_class, top_k_accuracy
+from .metrics import compare, mcnemar, per_class
 from .names import markdown_text
 from course_ml.plots import (
     COLORS,
@@ -144,7 +145,7 @@ def show_leaks(
 class ReportedModels(Models):
     "The models of one split, and the report that shows them."
     report: Report = field(default_factory=Report)
-    seed: int = 0  # of trainings and of the bootstrap, and in the records
+    seed: int = 0  # of trainings and of the half samples, and in the records
 
     def train(self,
         name: str,
@@ -171,7 +172,7 @@ class ReportedModels(Models):
         self.report.table(train_validation_gap(self.runs), "gap", caption)
 
     def scores(self,
-        scores: dict[str, str | Callable],  # see `score_intervals`
+        scores: dict[str, str | Score | Callable],  # see `score_intervals`
         names=None,  # of models; default: all
         split: str = "test",  # or "validation"
         record: str = "{model}, {score}, {split}",  # the record's name
@@ -182,11 +183,12 @@ class ReportedModels(Models):
         return record_scores(self.report, wanted, scores, record.replace("{split}", split), self.seed)
 
     def show_scores(self,
-        scores: dict[str, str | Callable],  # of the test set, see `score_intervals`
+        scores: dict[str, str | Score | Callable],  # of the test set, see `score_intervals`
         caption: str = "Validation set, and test set of n images.",
     ):
         "Record the accuracy on the validation set and scores on the test set, and show both as the table `scores`."
-        validation = self.scores({"accuracy": accuracy}, split="validation").drop(columns="n")
+        validation = self.scores({"accuracy": accuracy}, split="validation")
+        validation = validation.drop(columns=["n", "groups"], errors="ignore")
         validation = validation.rename(columns=lambda name: name.replace("accuracy", "validation accuracy"))
         tables = [table.drop(columns=MARK, errors="ignore") for table in (validation, self.scores(scores))]
         marks = [join_marks(self.validation[name].selected, self.tests[name].selected) for name in validation.model]
@@ -195,27 +197,26 @@ class ReportedModels(Models):
     def gains(self,
         pairs: list[tuple[str, str]],  # names of two models
         record: str = "top-1 accuracy, {second} minus {first}, test",  # the record's name
-        statistic: Callable = top_k_accuracy,  # function of predictions and weights
-    ) -> pd.DataFrame:  # first, second, n, gain, low, high, McNemar's p
+        score: str | Score = "top-1 accuracy",  # a name in SCORES, or a Score
+    ) -> pd.DataFrame:  # first, second, n, maybe groups, gain, low, high, McNemar's p
         "Record paired differences on the test set, second minus first, and tabulate them."
-        return record_gains(self.report, self.tests, pairs, record, self.seed, statistic)
+        return record_gains(self.report, self.tests, pairs, record, self.seed, score)
 
     def compare_with(self,
         first: str,  # of a model
         others,  # names of other models
         file: str,  # the table's name
         caption: str,  # of the table
-        statistic: Callable = top_k_accuracy,  # function of predictions and weights
-        score: str = "top-1 accuracy",  # its name in the records
+        score: str = "top-1 accuracy",  # a name in SCORES
     ):
         "Record how much better other models are than the first one on the test set, and show it as a table."
         pairs = [(first, other) for other in others if other != first]
-        table = self.gains(pairs, f"{score}, {{second}} minus {{first}}, test", statistic)
+        table = self.gains(pairs, f"{score}, {{second}} minus {{first}}, test", score)
         self.report.table(table, file, caption, digits=4)
 
     def show_head_and_tail(self) -> pd.DataFrame:  # model, n, and for each score: value, low, high
         "Show scores of the test set as the table `scores`, and draw those of head, middle and tail (`head_and_tail`)."
-        table = self.scores(frequency_scores(self.dataset, self.seed) | {"AUC": "AUC"})
+        table = self.scores(frequency_scores(self.dataset) | {"AUC": "AUC"})
         caption = "The test set: accuracy, macro-F1, mean F1 of head, middle and tail; 95 % intervals."
         self.report.table(table, "scores", caption)
         figure = plot_groups(table, frequency_thirds(self.dataset))
@@ -227,7 +228,7 @@ class ReportedModels(Models):
         others,  # names of other models
     ):
         """Compare other models with the first one: show the table `mcnemar` and, for each of them, `comparison_0`
-        and so on, the paired bootstrap of all scores."""
+        and so on, the paired differences of all scores."""
         pairs = [(first, other) for other in dict.fromkeys(others) if other != first]
         self.report.table(mcnemar_table(self.tests, pairs), "mcnemar", "McNemar's test.")
         for number, pair in enumerate(pairs):
@@ -338,14 +339,14 @@ def published_table(
     published: dict,  # from `published_record`
     pairs: list[tuple],  # published model, our model, and the reason why they are not comparable ("": they are)
     preds: dict[str, Predictions],  # by our model
-    scores: dict[str, str | Callable],  # name in the record (maybe after "top-1 ") -> score, see `score_intervals`
-    seed: int = 0,  # of the bootstrap
+    scores: dict[str, str | Score | Callable],  # name in the record (maybe after "top-1 ") -> score
+    seed: int = 0,  # of the half samples
 ) -> pd.DataFrame:  # model, score, published, ours, value, low, high, n, difference, verdict
     "Compare published scores with ours; scores that have no interval here are left out."
     intervals = {ours: score_intervals(preds[ours], scores, seed) for ours in {ours for _, ours, _ in pairs}}
     rows = [{"model": model, "score": score.removeprefix("top-1 "), "ours": ours, "value": value, "low": low,
              "high": high, "n": len(preds[ours]), "reason": named_with_mark(reason, preds[ours].selected)}
-            for model, ours, reason in pairs for score, (value, low, high) in intervals[ours].items()
+            for model, ours, reason in pairs for score, (value, low, high, _) in intervals[ours].items()
             if np.isfinite([value, low, high]).all()]
     return compare_with_published(published, rows)
 
@@ -354,8 +355,8 @@ def show_published(
     study: str,  # a folder of reports/
     pairs: list[tuple],  # see `published_table`
     preds: dict[str, Predictions],  # by our model
-    scores: dict[str, str | Callable],  # see `published_table`
-    seed: int = 0,  # of the bootstrap
+    scores: dict[str, str | Score | Callable],  # see `published_table`
+    seed: int = 0,  # of the half samples
     count_differences: bool = False,  # count what a paired test could say of the published differences, list the rest
     digits: int = 3,  # of the scores
 ) -> pd.DataFrame:  # the audit

@@ -16,9 +16,9 @@ from .reading import as_flags, reading_options
 
 # %% auto #0
 __all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'printable', 'show_reading', 'show_unused', 'try_images',
-           'about_split', 'check_command', 'published_record', 'pasted_record', 'audit_command', 'train_command',
-           'train_named', 'training_data', 'advised_batch_size', 'can_reach', 'free_memory', 'abilities',
-           'doctor_command']
+           'with_groups', 'about_split', 'check_command', 'published_record', 'pasted_record', 'audit_command',
+           'train_command', 'train_named', 'training_data', 'advised_batch_size', 'can_reach', 'free_memory',
+           'abilities', 'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly
@@ -74,8 +74,8 @@ def show_unused(
 def try_images(
     dataset: "Dataset",
     most: int = 100,  # images to try
-):
-    "Print what some images are, and which of them cannot be read. Raises `ReportError` if none can."
+) -> "pd.DataFrame":  # id, reason: those that cannot be read
+    "Print what some images are; return which of them cannot be read. Raises `ReportError` if none can."
     rows = range(0, len(dataset), -(-len(dataset) // most))
     check = dataset.take(rows).check()
     bad = check.quarantine
@@ -86,6 +86,19 @@ def try_images(
         print(f"{len(bad)} of {len(rows)} images that were tried cannot be read; a report leaves them out, "
               f"and course-ml check lists all:\n{bad.head(MOST_LINES).to_string(index=False)}\n")
     print(f"Kinds of pixels\n{check.kinds.to_string(index=False, float_format='{:.4g}'.format)}\n")
+    return bad
+
+def with_groups(
+    dataset: "Dataset",
+    group_duplicates: str,  # "none", "exact" or "near"
+) -> "Dataset":
+    "Return a data set whose duplicates are in one group; for the exact ones no image is decoded."
+    import pandas as pd
+    if group_duplicates != "exact":
+        pairs = dataset.check().duplicates if group_duplicates == "near" else pd.DataFrame(columns=["id", "other", "kind"])
+        return dataset.group_duplicates(pairs, group_duplicates)
+    first = dataset.items.id.groupby(dataset.digests).transform("first")
+    return dataset.grouped(pd.DataFrame({"id": first, "other": dataset.items.id})[first != dataset.items.id])
 
 def about_split(
     dataset: "Dataset",  # that can be read
@@ -109,8 +122,9 @@ def check_command(options):
     try: print(*map(printable, about_split(clean, check.duplicates)), "", sep="\n")
     except ReportError as error: print(printable(f"No split: {error}"), end="\n\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
+    counts = check.counts.assign(fraction=check.counts.fraction.map("{:.2f}".format))
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
-              "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
+              "Classes": counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
               "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
         lines = table.to_string(index=False, float_format="{:.4g}".format)
@@ -199,8 +213,7 @@ def training_data(
         raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; "
                           f"those are {', '.join(BUILT_IN)}")
     dataset = load_named(options, **{"data" if data in BUILT_IN else "data_path": data})
-    if options.group_duplicates != "none":
-        dataset = dataset.group_duplicates(dataset.check().duplicates, options.group_duplicates)
+    dataset = with_groups(dataset, options.group_duplicates)
     return dataset, Split.of(dataset, k=int(found[2]) if fold else 0), int(found[1])
 
 # %% ../nbs/library/data_commands.ipynb #0000000e

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .data import Dataset
-from .readers import names_in_list, read_dataset
+from .readers import given_path, names_in_list, read_dataset
 from .reading import ReadOptions, takes_options
 from .synthetic import SYNTHETIC_SETS, digits, make_synthetic
 
@@ -46,6 +46,7 @@ def find_data(
     path: str | Path,  # of data
 ) -> Path:
     "Return a path as seen from the current folder or, where there is nothing, from the project's folder."
+    path = given_path(path)
     roots = (folder for folder in Path.cwd().parents if (folder / "reports").is_dir())
     found = next(roots, Path()) / path
-    return found if not Path(path).exists() and found.exists() else Path(path)
+    return found if not path.exists() and found.exists() else path

@@ -33,6 +33,11 @@ class ReadOptions:
     label_pattern: str = _option("a regular expression for the names of the files; its first group is the class")
     group_pattern: str = _option("the same for groups: images with the same first group stay in one split")
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is a string, e.g. 'a' or 'a, b', not {value!r}")
+
 OPTION_HELP = {option.name: option.metadata["help"] for option in fields(ReadOptions)}
 
 # %% ../nbs/library/reading.ipynb #rd000026

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import http.client
@@ -348,6 +349,10 @@ def extract(
     except (FileExistsError, NotADirectoryError) as error:
         name = Path(error.filename).relative_to(new)
         raise SourceError(f"{archive} has two entries of one name ({name}); nothing was extracted") from error
+    except OSError as error:
+        if error.errno not in (None, errno.ENOSPC): raise
+        why = "is damaged" if error.errno is None else f"does not fit into {folder.parent}; nothing was extracted"
+        raise SourceError(f"{archive} {why} ({error})") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder

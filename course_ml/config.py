@@ -307,6 +307,7 @@ CHOICES = {
     "framework": ("torch", "keras"), "resize": ("crop", "squash"), "sampling": ("shuffled", "balanced"),
     "class_weights": ("none", "inverse", "normalized"), "optimizer": ("adam", "adamw", "sgd", "lion", "ranger"),
     "schedule": ("constant", "cosine", "one-cycle", "plateau"), "monitor": ("loss", "accuracy"),
+    "keep_epoch": ("auto", "best", "last"),
     "precision": ("fp32", "bf16", "fp16", "auto")}
 _POSITIVE, _COUNT, _SHARE, _ANY = Range(1, whole=True), Range(0, whole=True), Range(0, 1), Range(0)
 RANGES = {
@@ -496,6 +497,8 @@ class Recipe:
     batch_size: int = 32  # images in a minibatch
     monitor: str = "loss"  # validation "loss" or "accuracy": chooses the epoch that is kept, and stops early
     patience: int = 0  # stop after so many epochs without improvement; 0: never
+    keep_epoch: str = "auto"  # "best", "last", or "auto": the best; with k folds the last, see `runs.training_rows`
+    chosen_on: str = ""  # fingerprint of the data on whose validation images the recipe was chosen, e.g. by `tune`
     precision: str = "fp32"  # "fp32", "bf16", "fp16" (GPU), or "auto": what a timed probe finds fastest
     compile: bool = False  # torch.compile before training: minutes of waiting that long runs on GPUs win back
     seed: int = 0  # of the random start, the order of the images, augmentation and dropout

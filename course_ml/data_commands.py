@@ -122,8 +122,9 @@ def check_command(options):
     try: print(*map(printable, about_split(clean, check.duplicates)), "", sep="\n")
     except ReportError as error: print(printable(f"No split: {error}"), end="\n\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
+    counts = check.counts.assign(fraction=check.counts.fraction.map("{:.2f}".format))
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
-              "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
+              "Classes": counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
               "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
         lines = table.to_string(index=False, float_format="{:.4g}".format)

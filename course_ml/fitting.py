@@ -32,7 +32,7 @@ from course_ml.provenance import (
     run_folder,
     write_json,
 )
-from .runs import Run, best_epoch, decisive_inputs, model_hash
+from .runs import Run, best_epoch, decisive_inputs, model_hash, training_rows, used_images
 from .runtime import Progress, choose_device, set_seed
 from .speed import Choice, layout_of, probe_speed
 from course_ml.training import (
@@ -232,9 +232,9 @@ class Training:
     def finish_epoch(self,
         row: dict,  # the scores of the epoch
     ):
-        "Add the epoch to the history; keep the weights if it is the best so far."
+        "Add the epoch to the history; keep the weights if it is the best so far, or if the last ones are kept."
         self.history.append(row)
-        if best_epoch(self.history, self.recipe.monitor) == self.epoch:
+        if self.recipe.keep_epoch == "last" or best_epoch(self.history, self.recipe.monitor) == self.epoch:
             self.best = self.copy_weights()
         if self.recipe.schedule == "plateau": self.schedule.step(row["validation_loss"])
         self.epoch += 1
@@ -308,24 +308,28 @@ def fit(
     inputs: np.ndarray | None = None,  # (n, features) instead of the images
     workers: int = 0,  # processes that prepare batches; they do not change the result
     callback=None,  # called after each epoch with its number and its row of the history; its errors end the training
+    origin: str | Path = "",  # folder of the run whose weights the model starts with; default: that of `recipe.weights`
     **info,  # more to be written into run.json, e.g. which weights were used
 ) -> Run:
-    "Train, keep the best epoch's weights, predict the validation set. Finished runs are read, killed ones resumed."
+    """Train, keep the weights of an epoch (see `runs.training_rows`), predict the validation set. Finished runs are
+    read, killed ones resumed."""
     process = this_process()
     _check_fit(recipe, dataset, split, process.num_processes)
     choice = _choose(model, recipe, inputs, folder)
     probed = choice if recipe.precision == "auto" else None
+    rows = training_rows(recipe, split, fold)
+    images = used_images(dataset, split, rows, origin or recipe.weights)
     key = training_key(model, recipe, dataset, split, fold, inputs, process.num_processes, probed)
     run = Run(Path(folder) if folder else run_folder("torch", key))
     if inputs is None:
         inputs = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     with _claimed(run, key, process):
         if process.is_main_process:
-            run.start(recipe, key, data=dataset.fingerprint, split=split.hash, fold=fold,
+            run.start(recipe, key, images, rows.keeps, data=dataset.fingerprint, split=split.hash, fold=fold,
                       processes=process.num_processes, **({"computed": asdict(choice)} if probed else {}), **info)
         process.wait_for_everyone()
         if not run.finished:
-            _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback)
+            _train(run, model, recipe, dataset, rows, fold, inputs, workers, choice, callback)
         process.wait_for_everyone()
     return load_run(run, model, inputs)
 
@@ -361,24 +365,25 @@ def _batches_an_epoch(train, recipe):
     return math.ceil(len(train) / (recipe.batch_size * this_process().num_processes))
 
 # %% ../nbs/library/fitting.ipynb #144ecb05
-def _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback):
+def _train(run, model, recipe, dataset, rows, fold, inputs, workers, choice, callback):
     "Train the epochs of a run, from its newest checkpoint on; write its history, best weights and predictions."
-    train, validation = split.rows("train", fold), split.rows("validation", fold)
-    count = _batches_an_epoch(train, recipe)
-    state = Training(model, recipe.replace(precision=choice.precision), dataset.labels[train],
-                     len(dataset.classes), count, dataset.items.id.to_numpy(object))
+    count = _batches_an_epoch(rows.train, recipe)
+    recipe = recipe.replace(precision=choice.precision, keep_epoch=rows.keeps)
+    ids = dataset.items.id.to_numpy(object)
+    state = Training(model, recipe, dataset.labels[rows.train], len(dataset.classes), count, ids)
     state.resume(run.folder / "checkpoints")
     resident = on_device(inputs, state.device)
     loader = build_loader(_batches(resident, dataset, recipe, state.device), workers)
     progress = Progress((recipe.epochs - state.epoch) * count, "training")
     with choice.applied(state.raw, autocast=False), progress:
         while state.epoch < recipe.epochs and not state.stops_early:
-            row = _one_epoch(state, loader, dataset.labels, train, validation, progress)
+            row = _one_epoch(state, loader, dataset.labels, rows.train, rows.choice, progress)
             state.finish_epoch(row)
             if state.accelerator.is_main_process: run.save_history(state.history)
             state.save_when_due(run.folder / "checkpoints", CHECKPOINT_SECONDS)
             if callback: callback(row["epoch"], row)
-    if state.accelerator.is_main_process: _finish(run, state, dataset, fold, inputs, validation)
+    if state.accelerator.is_main_process:
+        _finish(run, state, dataset, fold, inputs, rows.validation)
 
 def _batches(inputs, dataset, recipe, device):
     "Return the batches of a recipe; images that are on the GPU are changed there."
@@ -403,7 +408,7 @@ def _finish(run, state, dataset, fold, inputs, validation):
     state.raw.load_state_dict(state.best)
     run.save_history(state.history)
     probabilities = predict(state.raw, inputs, validation)
-    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"])
+    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"], run)
     preds.save(run.folder / "predictions.parquet")
     seconds = round(sum(row["seconds"] for row in state.history), 1)
     run.note(state="finished", device=str(state.device), seconds=seconds)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from .image_sources import ImageSource
 from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, Listing, clean_path, list_files
 from .reading import split_named
 
 # %% auto #0
-__all__ = ['ARCHIVE_SUFFIX', 'folders_of', 'split_in_name', 'ImageFinder', 'JoinedImages', 'list_archives']
+__all__ = ['ARCHIVE_SUFFIX', 'folders_of', 'without_suffix', 'split_in_name', 'ImageFinder', 'JoinedImages', 'list_archives',
+           'join_listings']
 
 # %% ../nbs/library/image_names.ipynb #in000006
 ARCHIVE_SUFFIX = rf"(\.tar)?({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
@@ -31,7 +32,13 @@ def folders_of(
     path: str,  # of an image
 ) -> list[str]:  # outermost first, in lower case; an archive is a folder without its suffix
     "Return the folders that an image is in."
-    return [re.sub(ARCHIVE_SUFFIX, "", part) for part in clean_path(path).casefold().split("/")[:-1]]
+    return [without_suffix(part) for part in clean_path(path).casefold().split("/")[:-1]]
+
+def without_suffix(
+    name: str,  # of an archive
+) -> str:  # e.g. "train" for "train.tar.gz"
+    "Return a name without the suffix of an archive."
+    return re.sub(ARCHIVE_SUFFIX, "", name, flags=re.IGNORECASE)
 
 def split_in_name(
     name: str,  # of a table, e.g. train_labels.csv
@@ -147,10 +154,18 @@ def list_archives(
     if not listing.root.is_dir(): return None
     found = {path: _list_archive(listing.root / path) for path in listing.archives()}
     found = {name: inside for name, inside in found.items() if inside}
-    source = JoinedImages({name: inside.source for name, inside in found.items()})
-    paths = [f"{name}/{path}" for name, inside in found.items() for path in inside.paths]
-    set_aside = [(f"{name}/{path}", why) for name, inside in found.items() for path, why in inside.set_aside]
-    return Listing(listing.root, source, paths, set_aside) if found else None
+    return join_listings(listing.root, found) if found else None
+
+def join_listings(
+    root: Path,  # the folder that they are in
+    listings: dict[str, Listing],  # by name, e.g. train
+) -> Listing:
+    "Join listings as if each were a folder of its name."
+    source = JoinedImages({name: inside.source for name, inside in listings.items()})
+    paths = [f"{name}/{path}" for name, inside in listings.items() for path in inside.paths]
+    set_aside = [(f"{name}/{path}", why) for name, inside in listings.items() for path, why in inside.set_aside]
+    empty = [f"{name}/{folder}" for name, inside in listings.items() for folder in inside.empty]
+    return Listing(root, source, paths, set_aside, empty)
 
 def _list_archive(path):
     "The listing of an archive; None where it cannot be read."

@@ -25,7 +25,7 @@ from .transforms import prepare_images
 
 # %% auto #0
 __all__ = ['train_validation_gap', 'last_feature_map', 'grad_cam', 'plot_grad_cam', 'embed', 'plot_embedding', 'brightness',
-           'slices', 'plot_slices', 'apply_temperature', 'find_temperature']
+           'slices', 'plot_slices', 'apply_temperature', 'Temperature', 'find_temperature']
 
 # %% ../nbs/06a_interpretation.ipynb #3f4751bf
 def train_validation_gap(
@@ -228,12 +228,19 @@ def apply_temperature(
     powers = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = powers / powers.sum(1, keepdims=True)
     columns = {f"p:{name}": probabilities[:, c] for c, name in enumerate(predictions.classes)}
-    return replace(predictions, table=predictions.table.assign(**columns))
+    scaled = replace(predictions, table=predictions.table.assign(**columns))
+    own = isinstance(temperature, Temperature) and not temperature.ids.isdisjoint(predictions.ids)
+    return scaled.marked("temperature" * own)
+
+
+class Temperature(float):
+    "A temperature that knows the ids of the images it was found on."
+    ids: frozenset
 
 
 def find_temperature(
-    predictions: Predictions,  # of validation images
-) -> float:
+    predictions: Predictions,  # of validation images; the scores of these images are marked when it is applied
+) -> Temperature:
     "Return the temperature of the lowest log loss."
     from scipy.optimize import minimize_scalar
 
@@ -242,4 +249,6 @@ def find_temperature(
         of_true = scaled.probabilities[np.arange(len(scaled)), scaled.y_true]
         return -np.log(np.maximum(of_true, 1e-15)).mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    found = Temperature(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    found.ids = frozenset(predictions.ids)
+    return found

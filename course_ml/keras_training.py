@@ -46,7 +46,7 @@ from course_ml.provenance import (
     run_folder,
     write_json,
 )
-from .runs import Run, decisive_inputs
+from .runs import Run, decisive_inputs, training_rows, used_images
 from .runtime import Progress
 from .training import class_weights, epoch_batches, lr_factor
 from .transforms import CROP_RATIO, mix_batch, prepare_images
@@ -397,16 +397,20 @@ def fit_keras(
     callback=None,  # called after each epoch with its number and its validation scores; its errors end the training
     **info,  # more to be written into run.json
 ) -> Run:
-    "Train, keep the best epoch's weights, predict the validation set. Finished runs are read, killed ones resumed."
+    """Train, keep the weights of an epoch (see `runs.training_rows`), predict the validation set. Finished runs are
+    read, killed ones resumed."""
     if recipe.framework != "keras":
         raise ValueError("this recipe is for torch: use fitting.fit, or recipe.replace(framework='keras')")
     split.matches(dataset)
+    rows = training_rows(recipe, split, fold)
+    used = used_images(dataset, split, rows, recipe.weights)
     key = keras_key(model, recipe, dataset, split, fold)
     run = Run(Path(folder) if folder else run_folder("keras", key))
     images = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     with run.claimed(key):
-        run.start(recipe, key, data=dataset.fingerprint, split=split.hash, fold=fold, **_weights_info(recipe), **info)
-        if not run.finished: _train(run, model, recipe, dataset, split, fold, images, callback)
+        run.start(recipe, key, used, rows.keeps, data=dataset.fingerprint, split=split.hash, fold=fold,
+                  **_weights_info(recipe), **info)
+        if not run.finished: _train(run, model, recipe, dataset, rows, fold, images, callback)
     model.load_weights(run.folder / "best.weights.h5")
     return Run(run.folder, model, images)
 
@@ -474,47 +478,48 @@ def _weights_info(recipe):
 
 # %% ../nbs/02b_keras.ipynb #66f65cb1
 def keras_callbacks(
-    folder: Path,  # gets the best weights
+    folder: Path,  # gets the weights that are kept
     log: Path,  # the CSV with a line for each epoch
     monitor: str = "loss",  # "loss" or "accuracy", on the validation set
     patience: int = 0,  # stop after so many epochs without improvement; 0: never
     plateau: bool = False,  # divide the learning rate by ten after three epochs without improvement
+    keeps: str = "best",  # which epoch's weights: of the "best" one or of the "last" one
 ) -> list[keras.callbacks.Callback]:
     "Return Keras's own callbacks."
     loss = {"monitor": "val_cross_entropy", "mode": "min"}
     monitored = loss if monitor == "loss" else {"monitor": "val_accuracy", "mode": "max"}
     callbacks, own = [], keras.callbacks
     best = str(folder / "best.weights.h5")
-    callbacks.append(own.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **monitored))
+    callbacks.append(own.ModelCheckpoint(best, save_best_only=keeps == "best", save_weights_only=True, **monitored))
     if patience: callbacks.append(own.EarlyStopping(patience=patience, **monitored))
     if plateau: callbacks.append(own.ReduceLROnPlateau(factor=.1, patience=3, min_delta=0, **loss))
     return [*callbacks, own.CSVLogger(log, append=True)]
 
 # %% ../nbs/02b_keras.ipynb #23e7733d
-def _train(run, model, recipe, dataset, split, fold, images, callback):
+def _train(run, model, recipe, dataset, rows, fold, images, callback):
     "Train the epochs of a run, from its checkpoint on."
     checkpoints = run.folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    training, validating = _batches(recipe, dataset, split, fold, images)
+    training, choosing = _batches(recipe, dataset, rows, images)
     compile_keras(model, recipe, len(training))
     own = keras_callbacks(run.folder, checkpoints / "log.csv", recipe.monitor, recipe.patience,
-                          plateau=recipe.schedule == "plateau")
+                          recipe.schedule == "plateau", rows.keeps)
     checkpoint = Checkpoint(checkpoints, own)
     epoch = checkpoint.restore(model)
     with Progress((recipe.epochs - epoch) * len(training), "training") as progress:
         shown = ProgressCallback(progress, training, dataset.items.id, callback)
         if epoch < recipe.epochs and not checkpoint.state["stopped"]:
-            model.fit(training, validation_data=validating, epochs=recipe.epochs, initial_epoch=epoch, shuffle=False,
+            model.fit(training, validation_data=choosing, epochs=recipe.epochs, initial_epoch=epoch, shuffle=False,
                       verbose=0, callbacks=[shown, SeedEpoch(training, recipe.seed), *own, checkpoint])
-    _finish(run, model, dataset, fold, images, validating.rows)
+    _finish(run, model, dataset, fold, images, rows.validation)
 
-def _batches(recipe, dataset, split, fold, images):
-    "Return the batches of the training set and those of the validation set."
-    train, validation, classes = split.rows("train", fold), split.rows("validation", fold), len(dataset.classes)
-    weights = class_weights(dataset.labels[train], classes, recipe.class_weights)
-    training = TrainingBatches(images, dataset.labels, train, classes, recipe.batch_size, weights, recipe.seed,
+def _batches(recipe, dataset, rows, images):
+    "Return the batches of the training set, and those of the images that are scored after each epoch."
+    classes = len(dataset.classes)
+    weights = class_weights(dataset.labels[rows.train], classes, recipe.class_weights)
+    training = TrainingBatches(images, dataset.labels, rows.train, classes, recipe.batch_size, weights, recipe.seed,
                                recipe.augment, recipe.mixup, recipe.cutmix, recipe.sampling == "balanced")
-    return training, KerasBatches(images, dataset.labels, validation, classes, recipe.batch_size)
+    return training, KerasBatches(images, dataset.labels, rows.choice, classes, recipe.batch_size)
 
 def compile_keras(
     model: keras.Model,  # gives logits
@@ -541,7 +546,7 @@ def _finish(run, model, dataset, fold, images, validation):
     run.save_history(history.to_dict("records"))
     model.load_weights(run.folder / "best.weights.h5")
     probabilities = predict_keras(model, images, validation)
-    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"])
+    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"], run)
     preds.save(run.folder / "predictions.parquet")
     run.note(state="finished", device="keras on tensorflow", seconds=round(history.seconds.sum(), 1))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)

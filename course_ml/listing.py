@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .image_sources import FolderImages, ImageSource, open_archive
+from .image_sources import MOST_TABLE_BYTES, FolderImages, ImageSource, UnreadableImage, open_archive
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'HIDDEN', 'BY_PROGRAM', 'TEXT', 'Listing',
@@ -46,8 +46,14 @@ class Listing:
     def read(self,
         path: str,  # one of the paths
     ) -> bytes:
-        "Return the bytes of a file, e.g. of a table."
-        return self.source.content(path)
+        "Return the bytes of a table. Raises `ValueError` for a damaged member, and past `MOST_TABLE_BYTES`, unread."
+        try:
+            size = self.source.size(path)
+            if size <= MOST_TABLE_BYTES: return self.source.content(path)
+        except UnreadableImage as error:
+            raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: the table has {size:,} bytes when it is unpacked, more than the "
+                         f"{MOST_TABLE_BYTES:,} that are accepted; leave out rows or columns")
 
 # %% ../nbs/library/listing.ipynb #ls000008
 def clean_path(

@@ -12,6 +12,8 @@ import pandas as pd
 from scipy.stats import binomtest, chi2, norm
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from .evidence import join_marks, with_marks
+
 # %% auto #0
 __all__ = ['SCORES', 'LOWER_IS_BETTER', 'confusion', 'wilson_interval', 'f1_interval', 'bootstrap_weights', 'weighted_sum',
            'weighted_mean', 'top_k_accuracy', 'no_interval_reason', 'bootstrap_scores', 'percentile_interval',
@@ -348,7 +350,7 @@ def summary(
         table.loc[names[names.index("mean per-class accuracy"):], "interval"] = reason
     if reason := undefined_reason(predictions):
         table.loc["AUC", "interval"] = reason
-    return table
+    return with_marks(table, predictions.selected)
 
 # %% ../nbs/05_metrics.ipynb #075e1415
 def _check_same_images(first: pd.Index, second: pd.Index) -> None:
@@ -460,4 +462,5 @@ def compare(
     low[-1], high[-1] = reflected_interval(scores[:, -1], difference[-1])
     columns = {names[0]: values_a, names[1]: values_b, "difference": difference, "low": low, "high": high, "n": len(a)}
     table = pd.DataFrame(columns, index=pd.Index(score_names(a), name="score"))
-    return table.assign(better=better_model(low, high, table.index.isin(LOWER_IS_BETTER), names))
+    table = table.assign(better=better_model(low, high, table.index.isin(LOWER_IS_BETTER), names))
+    return with_marks(table, join_marks(a.selected, b.selected))

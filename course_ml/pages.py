@@ -115,7 +115,8 @@ def footer_of(
     "Return in one line where a page comes from."
     source = manifest["source"]
     commit = f"commit {source['commit'] or 'none'}{' with changes' if source['dirty'] else ''}"
-    return f"{manifest['command']} · {commit} · {manifest['finished']}"
+    parts = manifest["command"], commit, manifest["finished"], manifest.get("evaluated")
+    return " · ".join(filter(None, parts))
 
 # %% ../nbs/library/pages.ipynb #0000000a
 def executed_notebook(

@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm, PowerNorm
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
+from .evidence import MARK, named_with_mark
 from .lettering import drawn_names, letter
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
 from .provenance import atomic_path
@@ -21,7 +22,8 @@ from .provenance import atomic_path
 # %% auto #0
 __all__ = ['PALETTE', 'COLORS', 'CORRECT', 'INCORRECT', 'MARKERS', 'CONFIDENT_ERRORS', 'new_figure', 'settle', 'show_images',
            'save_figure', 'confusion_order', 'top_confusions', 'plot_confusion', 'images_of', 'plot_top_confusions',
-           'gallery_rows', 'plot_gallery', 'by_name', 'plot_per_class', 'plot_reliability', 'plot_learning_curves']
+           'gallery_rows', 'plot_gallery', 'by_name', 'marked_by_name', 'plot_per_class', 'plot_reliability',
+           'plot_learning_curves']
 
 # %% ../nbs/06_plots.ipynb #a68e146b
 PALETTE = plt.style.library["seaborn-v0_8-colorblind"]["axes.prop_cycle"].by_key()["color"]
@@ -120,7 +122,7 @@ def _matrix_with_text(axis, matrix, shares, strings, title):
     axis.set(xlabel="predicted class", ylabel="true class", title=title)
 
 
-def _confusion_of_few(matrix):
+def _confusion_of_few(matrix, mark):
     "Draw counts and row shares side by side; from 13 classes on only the counts, colored by row share."
     counts = matrix.to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -132,6 +134,7 @@ def _confusion_of_few(matrix):
     figure, axes = new_figure(1, len(panels), len(panels) * width, height)
     for axis, (title, strings) in zip(axes.flat, panels):
         _matrix_with_text(axis, matrix, shares, np.where(counts > 0, strings, "·"), title)
+    if mark: figure.supxlabel(mark, fontsize=7)
     return settle(figure)
 
 # %% ../nbs/06_plots.ipynb #d4ca2e67
@@ -189,7 +192,7 @@ def _number_errors(axis, matrix, pairs) -> str:
     return "\n".join(lines)
 
 
-def _confusion_of_many(matrix, pairs):
+def _confusion_of_many(matrix, pairs, mark):
     "Draw counts as colors, classes ordered by confusion, and list the most frequent errors."
     order = confusion_order(matrix)
     matrix = matrix.iloc[order, order]
@@ -198,6 +201,7 @@ def _confusion_of_many(matrix, pairs):
     _matrix_with_colors(figure, axis, matrix)
     legend.set_axis_off()
     legend.text(0, 1, _number_errors(axis, matrix, pairs), va="top", fontsize=7.5, transform=legend.transAxes)
+    if mark: figure.supxlabel(mark, fontsize=7)
     return settle(figure)
 
 
@@ -207,9 +211,10 @@ def plot_confusion(
     "Draw the confusion matrix, true classes in rows: with numbers for up to 20 classes, with colors for more."
     labels = drawn_names(predictions.classes, 20)
     matrix = confusion(predictions).rename(index=labels, columns=labels)
+    mark = named_with_mark("", predictions.selected) or None
     if len(matrix) <= 20:
-        return _confusion_of_few(matrix)
-    return _confusion_of_many(matrix, top_confusions(predictions).replace(labels))
+        return _confusion_of_few(matrix, mark)
+    return _confusion_of_many(matrix, top_confusions(predictions).replace(labels), mark)
 
 # %% ../nbs/06_plots.ipynb #7885a1ef
 def images_of(
@@ -316,6 +321,14 @@ def by_name(
     return one_or_many if isinstance(one_or_many, dict) else {"": one_or_many}
 
 
+def marked_by_name(
+    predictions,  # Predictions, or a dict of them by name
+) -> dict:
+    "Return a dict in either case, its names with the mark of what was selected on the images."
+    marked = {name: named_with_mark(name, one.selected) for name, one in by_name(predictions).items()}
+    return {marked[name].replace(f" ({MARK}: ", f"\n({MARK}:\n"): one for name, one in by_name(predictions).items()}
+
+
 def _errorbars(axis, table, score: str, shift: float, color, marker: str, label: str) -> None:
     "Draw a score with its interval for each row of a table."
     value, low, high = (table[column].to_numpy() for column in (score, f"{score} low", f"{score} high"))
@@ -330,7 +343,7 @@ def plot_per_class(
     most: int = 40,  # classes drawn, at most
 ) -> plt.Figure:
     "Draw the score of each class with its 95 % interval, ordered by the first model, and the macro averages."
-    models = by_name(predictions)
+    models = marked_by_name(predictions)
     tables = {name: class_rows(model) for name, model in models.items()}
     first = next(iter(tables.values()))
     classes = first.sort_values(score, kind="stable").index[:most]
@@ -370,7 +383,7 @@ def plot_reliability(
     bins: int = 10,  # bins of confidence of equal width
 ) -> plt.Figure:
     "Draw accuracy against confidence with 95 % intervals, above the images of each bin; a column for each model."
-    models = by_name(predictions)
+    models = marked_by_name(predictions)
     size = 2, len(models), max(4, 3.4 * len(models)), 4.4
     figure, axes = new_figure(*size, sharex=True, sharey="row", height_ratios=[3, 1])
     for (above, below), (name, model) in zip(axes.T, models.items()):
@@ -389,23 +402,35 @@ def _curves(axis, history, quantity: str, best) -> None:
         marker = "o" if len(history) == 1 else None  # a line through one point would not be seen
         axis.plot(history["epoch"], history[f"{split}_{quantity}"], dash, marker=marker, color=color, label=label)
     axis.axvline(best["epoch"], color="gray", lw=0.8, ls=":")
-    star = {"ms": 11, "color": "black", "label": "best epoch", "ls": "none"}
+    star = {"ms": 11, "color": "black", "label": "epoch that is kept", "ls": "none"}
     axis.plot(best["epoch"], best[f"validation_{quantity}"], "*", **star)
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _kept_epoch(history, monitor):
+    "Return the row of the epoch whose weights were kept."
+    if monitor == "last": return history.iloc[-1]
+    values = history[f"validation_{monitor}"]
+    return history.loc[values.idxmin() if monitor == "loss" else values.idxmax()]
+
+
+def _curve_title(kept, monitor):
+    "Say which epoch was kept, and its validation accuracy, marked where it was chosen on the validation set."
+    which, mark = ("last", "") if monitor == "last" else ("best", "epoch")
+    accuracy = named_with_mark(f"{kept['validation_accuracy']:.3f}", mark).replace(" (", "\n(")
+    return f"{which} epoch {kept['epoch']:.0f}: validation accuracy {accuracy}"
+
+
 def plot_learning_curves(
     histories,  # a row for each epoch: epoch, train_loss, ..., validation_accuracy; or a dict of such tables
-    monitor: str = "loss",  # what chose the best epoch: "loss" (the lowest) or "accuracy" (the highest)
+    monitor: str = "loss",  # which epoch was kept: of the lowest "loss", the highest "accuracy", or the "last"
 ) -> plt.Figure:
     "Draw loss above accuracy, a column for each run; the star is the epoch whose weights were kept."
     runs = by_name(histories)
     figure, axes = new_figure(2, len(runs), max(5, 3.4 * len(runs)), 4.8, sharex="col", sharey="row")
     for column, (name, history) in zip(axes.T, runs.items()):
-        values = history[f"validation_{monitor}"]
-        best = history.loc[values.idxmin() if monitor == "loss" else values.idxmax()]
-        title = f"best epoch {best['epoch']:.0f}: validation accuracy {best['validation_accuracy']:.3f}"
-        column[0].set_title(f"{name}\n{title}".strip(), fontsize=9)
+        best = _kept_epoch(history, monitor)
+        column[0].set_title(f"{name}\n{_curve_title(best, monitor)}".strip(), fontsize=9)
         for axis, quantity in zip(column, ("loss", "accuracy")):
             _curves(axis, history, quantity, best)
         column[1].set_xlabel("epoch")

@@ -28,10 +28,10 @@ from .runtime import did_you_mean
 # %% auto #0
 __all__ = ['COLUMNS', 'AVERAGED', 'KINDS', 'SHARES', 'COEFFICIENTS', 'ALONE', 'UNCHECKED', 'SCORES', 'SPLITS', 'RECORD_KEYS',
            'DATA_KEYS', 'MODEL_KEYS', 'WEIGHTS', 'KINDS_OF_ENTRIES', 'check_keys', 'check_kind', 'check_number',
-           'check_near', 'check_score', 'check_unit', 'check_matrix_cells', 'check_table', 'check_scores',
+           'check_near', 'check_score', 'check_unit', 'has_shares', 'check_matrix_cells', 'check_table', 'check_scores',
            'check_layer_rows', 'check_words', 'check_model', 'check_data', 'parse_record', 'read_record', 'models_with',
-           'read_score', 'table_scores', 'printed_scores', 'has_shares', 'matrix_of', 'error_counts', 'same_images',
-           'some_of', 'named']
+           'read_score', 'table_scores', 'printed_scores', 'matrix_of', 'error_counts', 'same_images', 'some_of',
+           'named']
 
 # %% ../nbs/library/published_records.ipynb #1d591aa9
 COLUMNS = ("precision", "recall", "F1", "support")
@@ -132,6 +132,14 @@ def check_unit(
         if may_be_percent(string, decimals) and 0 < number <= 1:
             either = f"{string} % or {100 * number:g} %"
             raise ValueError(f"{where}: {name}: {string!r} among percentages may be a share or not; write {either}")
+
+
+def has_shares(
+    model: dict,  # of a record
+) -> bool:
+    "Return whether a model has a matrix, and one of shares instead of counts."
+    cells = [str(cell) for row in model.get("matrix", []) for cell in row]
+    return any("%" in cell or "." in cell for cell in cells)
 
 
 def check_matrix_cells(
@@ -367,14 +375,6 @@ def printed_scores(
     return {name: number.truncated() for name, number in single.items()} if truncated else single
 
 # %% ../nbs/library/published_records.ipynb #e0b563c3
-def has_shares(
-    model: dict,  # of a record
-) -> bool:
-    "Return whether a model has a matrix, and one of shares instead of counts."
-    cells = [str(cell) for row in model.get("matrix", []) for cell in row]
-    return any("%" in cell or "." in cell for cell in cells)
-
-
 def matrix_of(
     model: dict,  # of a record, with a matrix of counts
 ) -> np.ndarray:  # (C, C) int, as printed

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,13 @@ import pandas as pd
 from .arrays import dataset_from_arrays, find_arrays
 from .columns import GROUP_WORDS, NoLabels, means_the_same
 from .data import Dataset, index_classes
+from .decoding import UnreadableImage
+from .image_names import ImageFinder, join_listings, without_suffix
 from .image_sources import FolderImages
-from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of
+from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of, splits_of
 from .listing import BY_PROGRAM, HIDDEN, TEXT, Listing, clean_path, is_archive, list_files
 from .reading import Reading, ReadOptions, split_named, takes_options
-from .table_files import TABLE_SUFFIXES
+from .table_files import TABLE_SUFFIXES, decode_text
 from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
@@ -99,8 +102,14 @@ def _read_files(name, listing, options):
     if arrays := find_arrays(listing): return _read_arrays(name, arrays, options)
     tables, reading = _tables_of(listing, options)
     if tables: dataset = _read_tables_or_folders(name, listing, tables, options)
+    elif joined := _split_archives(listing): return _read_joined(name, listing, joined, options)
     elif archive := _only_archive(listing): return _read_inside(name, listing, archive, options)
     else: dataset = dataset_from_folders(name, listing, options, reading)
+    if split := _split_by_lists(dataset, listing):
+        others = [path for path in listing.paths if path not in split.files]
+        dataset = _read_files(name, replace(listing, paths=others, known={}), options)
+        items = dataset.items.assign(split=dataset.items.location.map(split.splits))
+        return replace(dataset, items=items, reading=dataset.reading.decide(split.told))
     return replace(dataset, reading=dataset.reading + reading)
 
 COLUMNS = ["image_column", "label_column", "group_column", "split_column"]
@@ -126,6 +135,25 @@ def _only_archive(listing):
     if len(archives) == 1: return archives[0]
     raise ValueError(f"{listing.root}: no images, but {len(archives)} archives ({listed(archives)}); "
                      "give the path of one")
+
+def _split_archives(listing):
+    "The files in archives that are called as splits, e.g. train.zip and test.zip; None without, or next to images."
+    if listing.images() or not isinstance(listing.source, FolderImages): return None
+    names = {path: without_suffix(clean_path(path)) for path in listing.archives()}
+    splits = splits_of({name.rpartition("/")[2] for name in names.values()})
+    names = {path: name for path, name in names.items() if name.rpartition("/")[2] in splits}
+    if len(set(splits.values())) < 2 or len(set(names.values())) < len(names): return None
+    inside = {name: list_files(listing.root / path) for path, name in names.items()}
+    joined = join_listings(listing.root, inside)
+    return joined if joined.images() else None
+
+def _read_joined(name, listing, joined, options):
+    "The data set in the archives of the splits of a folder."
+    dataset = _read_files(name, joined, options)
+    used = [path for path in listing.archives() if without_suffix(clean_path(path)) in joined.source.sources]
+    found = Reading().decide(f"read from the archives {listed(used)}, each as if it were a folder")
+    others = [(path, "next to the archives that are read") for path in listing.paths if path not in used]
+    return _also_skipped(replace(dataset, reading=found + dataset.reading), others + listing.set_aside)
 
 def _read_inside(name, listing, archive, options):
     "The data set in the only archive of a folder."
@@ -213,6 +241,54 @@ def _suggest_pattern(images):
     if not 2 <= len(classes) <= len(images) / 2: return ""
     return (f"; if the names begin with the classes ({listed(sorted(classes))}), give "
             f"label_pattern={NAME_AND_NUMBER!r}")
+
+# %% ../nbs/library/readers.ipynb #rs000033
+class _Lists(NamedTuple):
+    "A split that lists of images give."
+    files: list[str]
+    splits: dict[str, str]  # location -> train, validation or test
+    told: str  # how it was read
+
+def _split_by_lists(dataset, listing):
+    "The split that lists give to each image of a data set without one; None where none gives it to all, once."
+    if "split" in dataset.items or dataset.source is not listing.source: return None
+    texts = [path for path in listing.paths if path.lower().endswith(".txt")]
+    lists = {path: split for path in texts if (split := _split_of_list(path))}
+    numbered = [path for path in texts if path.rpartition("/")[2].casefold() == "train_test_split.txt"]
+    if len(numbered) == 1: files, pairs = _numbered_split(listing, numbered[0])
+    else: files, pairs = list(lists), [(name, lists[path]) for path in lists for name in _lines(listing, path)]
+    if len({split for _, split in pairs}) < 2: return None
+    found = ImageFinder(listing).find([name for name, _ in pairs])
+    places = [(place, split) for place, (_, split) in zip(found, pairs) if isinstance(place, str)]
+    splits = dict(places)
+    is_complete = len(splits) == len(places) == len(pairs) and set(dataset.items.location) <= set(splits)
+    if not is_complete or dataset.items.location.map(splits).nunique() < 2: return None
+    told = ", ".join(f"{path} ({lists[path]})" for path in files) if files == list(lists) else listed(files)
+    return _Lists(files, splits, f"split: the lists {told}")
+
+def _split_of_list(path):
+    "The split of the images in a list by its name; train where it is also validation, which is then cut from it."
+    stem = path.rpartition("/")[2].rpartition(".")[0]
+    splits = {split_named(word) for word in re.split(r"[\W_]+", stem)} - {""}
+    if splits == {"train", "validation"}: return "train"
+    return splits.pop() if len(splits) == 1 else ""
+
+def _lines(listing, path):
+    "The lines of a text that are not empty; none where it is no text."
+    try: text, _ = decode_text(listing.read(path))
+    except (ValueError, UnreadableImage): return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+def _numbered_split(listing, path):
+    "Files, and pairs of name and split, of a split by the numbers in images.txt beside it: 1 is train, 0 is test."
+    names = path.rpartition("/")[0] + "/images.txt" if "/" in path else "images.txt"
+    if names not in listing.paths: return [], []
+    cut = [[line.split(maxsplit=1) for line in _lines(listing, one)] for one in (names, path)]
+    if any(len(cells) != 2 for lines in cut for cells in lines): return [], []
+    images, marks = map(dict, cut)
+    if set(images) != set(marks) or not set(marks.values()) <= {"0", "1"}: return [], []
+    return [names, path], [(images[number], "train" if marks[number] == "1" else "test") for number in images]
+
 
 # %% ../nbs/library/readers.ipynb #rs000013
 def _finish(dataset, options):
@@ -350,6 +426,7 @@ def read_unlabelled(
 
 def _unlabelled_from_files(name, listing, classes, options):
     "The images without labels of a folder or an archive."
+    listing = _split_archives(listing) or listing
     images = _without_labels(listing, options)
     ids = _ids_of(images)
     items = pd.DataFrame({"id": ids, "location": images, "label": 0, "group": ids})

@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evidence import MARK, NOTE, test_set_name
 from .names import isolated, latex_text, markdown_text, one_line
 from .provenance import file_digest, write_json
 
@@ -37,6 +38,7 @@ def check_record(
     seeds,  # seeds of the runs it comes from
     unit: str,  # of value, low and high, e.g. "%"; "" for a plain fraction
     reason: str,  # why value, low or high is missing; "" where none is
+    selected: str = "",  # what was selected on the images that are scored, e.g. "epoch", see `evidence.MARK`
 ) -> dict:  # the record as results.json holds it
     "Return a record. Raises `ValueError` for a missing number without a reason, or an interval without the value."
     numbers = {name: _plain_number(number) for name, number in (("value", value), ("low", low), ("high", high))}
@@ -46,7 +48,7 @@ def check_record(
     if not missing and not numbers["low"] - ROUNDING <= numbers["value"] <= numbers["high"] + ROUNDING:
         raise ValueError(f"low <= value <= high does not hold: {numbers}")
     record = {**numbers, "n": None if n is None else int(n), "seeds": [int(seed) for seed in seeds], "unit": unit}
-    return {**record, "reason": reason} if reason else record
+    return {**record, **({"reason": reason} if reason else {}), **({"selected": selected} if selected else {})}
 
 def _plain_number(number):
     "Return a number as Python has it; None for NaN and infinity."
@@ -187,9 +189,10 @@ class Report:
         seeds=(),  # seeds of the runs it comes from
         unit: str = "",  # e.g. "images"; "" for a plain fraction
         reason: str = "",  # why value, low or high is missing
+        selected: str = "",  # what was selected on the images that are scored: `Predictions.selected`
     ):
         "Record a score. Raises `ValueError` for a name used before and for what `check_record` refuses."
-        record = check_record(value, low, high, n, seeds, unit, reason)
+        record = check_record(value, low, high, n, seeds, unit, reason, selected)
         self._number("record", name)
         self.records[name] = record
         if self.folder: write_json(self.folder / "results.json", {"records": self.records})
@@ -204,6 +207,8 @@ class Report:
         """Show a table below its caption, and write it as CSV. Raises `ValueError` for a name that is no file name,
         or was used before."""
         from IPython.display import display
+        if any(str(column).startswith(MARK) for column in frame):
+            caption = f"{caption} {NOTE}".strip()
         self._caption("table", name, caption)
         if self.folder:
             path = self.folder / "tables" / f"{name}.csv"
@@ -244,6 +249,8 @@ class Report:
             self._note("data", {"name": dataset.name, "items": len(dataset), "fingerprint": dataset.fingerprint})
             self._show_numbered(dataset.classes)
         if split is not None: self._note("split", split.hash)
+        if dataset is not None and split is not None and "test" in split.splits:
+            self._note("test_set", test_set_name(dataset.digests[split.rows("test")]))
         if weights:
             digest = file_digest(weights) if Path(weights).is_file() else None
             self._note("weights", {"name": Path(weights).name, "sha256": digest})

@@ -16,6 +16,7 @@ from .cleaning import acquisition_batches, background_tint, label_issues, plot_i
 from .config import Recipe
 from .crossval import CrossValidation, cross_validate, mean_and_deviation
 from .data import Check, Dataset, Split
+from .evidence import named_with_mark
 from .lettering import drawn_names
 from .names import markdown_text
 from .plots import show_images
@@ -147,7 +148,8 @@ class Study(ReportedModels):
         "Record the mean accuracy of the folds, and show the table `deviation` with what may stand behind its ±."
         folds = mean_and_deviation(cross_validation.table().accuracy, "split").iloc[0]
         record, n = f"{model}, accuracy, mean of {folds.n:.0f} folds", len(cross_validation.out_of_fold)
-        self.report.record(record, folds["mean"], folds.low, folds.high, n, [self.seed])
+        selected = cross_validation.out_of_fold.selected
+        self.report.record(record, folds["mean"], folds.low, folds.high, n, [self.seed], selected=selected)
         caption = f"{model}, {folds.n:.0f} folds: {folds['mean']:.4f} ± one of these."
         self.report.table(meanings_of_deviation(cross_validation), "deviation", caption, digits=4)
 
@@ -208,10 +210,11 @@ class Study(ReportedModels):
         more: str = "",  # sentences
     ) -> Markdown:
         "Write how good the chosen model is, and whether it may have learned from the test images."
-        on_validation, n = accuracy(self.validation[name])[0], len(self.tests[name])
+        validation, n = self.validation[name], len(self.tests[name])
+        on_validation = named_with_mark(f"{accuracy(validation)[0]:.4f}", validation.selected)
         note = f" {CONTAMINATED}" if self.is_contaminated(name) else ""
         return Markdown(f"**{markdown_text(name)}**, chosen on the validation set, has an accuracy of {self.in_words(name)} on {n} "
-                        f"test images; on the validation set it has {on_validation:.4f}.{note} {more}")
+                        f"test images; on the validation set it has {on_validation}.{note} {more}")
 
 # %% ../nbs/library/studies.ipynb #d3bb4086
 @dataclass

@@ -146,8 +146,10 @@ class Stages:
         stage: str,
     ):
         "Show the learning curves of the first fold of a stage's models as the figure `curves`."
-        histories = {name: one.runs[0].history for name, one in self.models[stage].items()}
-        self.report.figure(plot_learning_curves(histories, "accuracy"), "curves", "Loss and accuracy of fold 0.")
+        runs = {name: one.runs[0] for name, one in self.models[stage].items()}
+        keeps = {run.recipe.monitor if run.info["keeps"] == "best" else "last" for run in runs.values()}
+        figure = plot_learning_curves({name: run.history for name, run in runs.items()}, keeps.pop())
+        self.report.figure(figure, "curves", "Loss and accuracy of fold 0.")
 
     def drop_hardest(self,
         stage: str,  # whose out-of-fold loss counts, averaged over its models
@@ -184,7 +186,8 @@ class Stages:
     ) -> pd.DataFrame:  # model; n, accuracy, low, high on the kept images, and the same on every image
         "Record the accuracy of all stages on the kept and on every original image, and show the table `models`."
         every = self.by_name()
-        kept = {name: replace(one, table=one.table[one.table.id.isin(cleaned.items.id)]) for name, one in every.items()}
+        kept = {name: replace(one, table=one.table[one.table.id.isin(cleaned.items.id)]).marked("the images")
+                for name, one in every.items()}
         score, record = {"accuracy": accuracy}, "{{model}}, scored on {}"
         reason = "not comparable: the hardest images are left out"
         on_kept = record_scores(self.report, kept, score, record.format("the kept images"), self.seed, reason)
@@ -237,9 +240,14 @@ class Stages:
         self.report.table(per_class(preds), "per_class", f"{what}: each class.")
 
     def best(self) -> str:
-        "Return the stage whose ensemble, with test-time augmentation, is most accurate; of equal ones, the first."
+        """Return the stage whose ensemble, with test-time augmentation, is most accurate; of equal ones, the first.
+        From then on its predictions are marked as the best of several."""
         ensembles = self.ensembles(augmented=True)
-        return max(ensembles, key=lambda stage: accuracy(ensembles[stage]))
+        best = max(ensembles, key=lambda stage: accuracy(ensembles[stage]))
+        for preds in (self.preds, self.augmented):
+            mark = f"best of {len(ensembles)} stages" if len(ensembles) > 1 else ""
+            preds[best] = {name: one.marked(mark) for name, one in preds[best].items()}
+        return best
 
     def submit(self,
         stage: str,

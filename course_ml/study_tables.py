@@ -17,6 +17,7 @@ from .audit import audit, compare_with_published
 from .config import Recipe
 from .crossval import write_submission
 from .data import Dataset, Split
+from .evidence import MARK, join_marks, named_with_mark, with_marks
 from .interpretation import plot_slices, slices, train_validation_gap
 from .lettering import drawn_names
 from .metrics import compare, mcnemar, per_class, top_k_accuracy
@@ -187,7 +188,9 @@ class ReportedModels(Models):
         "Record the accuracy on the validation set and scores on the test set, and show both as the table `scores`."
         validation = self.scores({"accuracy": accuracy}, split="validation").drop(columns="n")
         validation = validation.rename(columns=lambda name: name.replace("accuracy", "validation accuracy"))
-        self.report.table(validation.merge(self.scores(scores), on="model"), "scores", caption, digits=4)
+        tables = [table.drop(columns=MARK, errors="ignore") for table in (validation, self.scores(scores))]
+        marks = [join_marks(self.validation[name].selected, self.tests[name].selected) for name in validation.model]
+        self.report.table(with_marks(tables[0].merge(tables[1], on="model"), marks), "scores", caption, digits=4)
 
     def gains(self,
         pairs: list[tuple[str, str]],  # names of two models
@@ -341,7 +344,7 @@ def published_table(
     "Compare published scores with ours; scores that have no interval here are left out."
     intervals = {ours: score_intervals(preds[ours], scores, seed) for ours in {ours for _, ours, _ in pairs}}
     rows = [{"model": model, "score": score.removeprefix("top-1 "), "ours": ours, "value": value, "low": low,
-             "high": high, "n": len(preds[ours]), "reason": reason}
+             "high": high, "n": len(preds[ours]), "reason": named_with_mark(reason, preds[ours].selected)}
             for model, ours, reason in pairs for score, (value, low, high) in intervals[ours].items()
             if np.isfinite([value, low, high]).all()]
     return compare_with_published(published, rows)

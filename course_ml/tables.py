@@ -27,14 +27,14 @@ from course_ml.columns import (
 )
 from .data import Dataset, index_classes
 from .image_names import ImageFinder, folders_of, list_archives, split_in_name
-from .layout import listed, number_of
-from .listing import Listing, clean_path
+from .layout import decide_layout, listed, number_of
+from .listing import IMAGE_SUFFIXES, Listing, clean_path
 from .reading import Reading, ReadOptions, split_named
 from .table_files import TABLE_SUFFIXES, Table, read_table
 
 # %% auto #0
-__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'ONLY_GROUPS', 'EMPTY_LABELS', 'NAMES_IMAGES', 'RESERVED', 'find_tables',
-           'dataset_from_table', 'unlabelled_from_table']
+__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'ONLY_GROUPS', 'EMPTY_LABELS', 'ABOUT_CLASSES', 'NAMES_IMAGES', 'RESERVED',
+           'find_tables', 'dataset_from_table', 'unlabelled_from_table']
 
 # %% ../nbs/library/tables.ipynb #ta000006
 class _Places:
@@ -52,6 +52,11 @@ class _Places:
         "A table of the listing. Raises `ValueError` for a file that is none."
         if path not in self._tables: self._tables[path] = read_table(self.listing.read(path), path)
         return self._tables[path]
+
+    @cached_property
+    def classes(self):
+        "The names of the class folders."
+        return set(decide_layout(self.listing.paths).images.label)
 
     @cached_property
     def _archives(self):
@@ -87,9 +92,10 @@ def _columns(opened, options):
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")
-SUBMISSION, NO_LABELS, ONLY_GROUPS, EMPTY_LABELS = NAMES_IMAGES = (
+SUBMISSION, NO_LABELS, ONLY_GROUPS, EMPTY_LABELS, ABOUT_CLASSES = NAMES_IMAGES = (
     "its name says that it has predictions", "it has no column of labels",
-    "it has groups or a split, but no column of labels", "its labels are empty")
+    "it has groups or a split, but no column of labels", "its labels are empty",
+    "its rows are about the class folders, not about images")
 
 def find_tables(
     listing: Listing,  # of a folder or an archive
@@ -142,6 +148,8 @@ def _labels_of(path, places, options):
         raise ValueError(SUBMISSION)
     opened = _open_table(path, places, options)
     if not opened.image: raise ValueError("it names none of the images")
+    is_free = not any(vars(options).values())
+    if is_free and _is_about_classes(opened, places): raise ValueError(ABOUT_CLASSES)
     _check_columns(opened.table, options)
     try: taken, *_ = _columns(opened, options)
     except ValueError: return ()  # said where the table is read
@@ -150,6 +158,19 @@ def _labels_of(path, places, options):
     except ValueError: return ()
     if not (labels.names != "").any(): raise ValueError(EMPTY_LABELS)
     return labels.columns
+
+def _is_about_classes(opened, places):
+    "Whether a table has rows about class folders, and only seems to name images, e.g. by the numbers of classes."
+    names = opened.table.cells[opened.image].str.strip()
+    is_path = names.map(clean_path).str.contains("/") | names.str.lower().str.endswith(IMAGE_SUFFIXES)
+    if is_path.any(): return False
+    classes, others = places.classes, opened.table.cells.drop(columns=opened.image)
+    if len(classes) < 2: return False
+    images = len(places.listing.images())
+    if len(names) <= len(classes) and 2 * len(names) <= images: return True
+    if any(classes <= set(values) for _, values in others.items() if values.is_unique): return True
+    found = opened.finder.find(names.tolist(), opened.table.path)
+    return not any(isinstance(place, str) for place in found)
 
 def _why_no_labels(opened, taken):
     "Whether a table without labels has something else to say of its images."

@@ -16,6 +16,7 @@ import pandas as pd
 
 from .config import Recipe
 from .data import Dataset, Split
+from .evidence import join_marks, named_with_mark, with_marks
 from .executors import failures, follow, submit
 from .experiment import train_recipe
 from .plots import COLORS, new_figure, settle
@@ -66,12 +67,14 @@ def run_trial(
     import optuna
     recipe = suggest(trial)
     trial.set_user_attr("recipe", recipe.to_yaml())
+    trial.set_user_attr("data", dataset.fingerprint)
     if recipe.monitor != monitor:
         raise ValueError(f"monitor: the search compares {monitor!r}, but the recipe has {recipe.monitor!r}")
     def callback(epoch, row):
         trial.report(row[f"validation_{monitor}"], epoch)
         if trial.should_prune(): raise optuna.TrialPruned()
     run = train_recipe(recipe, dataset, split, folder=folder / "trials" / recipe.hash, callback=callback)
+    trial.set_user_attr("selected", "epoch" * run.chooses)
     return float(run.history[f"validation_{monitor}"].iloc[run.best_epoch])
 
 def work(suggest, dataset, split, folder, monitor, seed, share, threads):
@@ -96,14 +99,24 @@ class Tuning:
 
     @property
     def best(self) -> Recipe:
-        "Return the recipe of the best trial. Raises `ValueError` where no trial was finished."
-        return Recipe.from_yaml(self.study.best_trial.user_attrs["recipe"])
+        "Return the recipe of the best trial, which knows the data it was chosen on. Raises `ValueError` for no trial."
+        best = self.study.best_trial.user_attrs
+        return Recipe.from_yaml(best["recipe"]).replace(chosen_on=best["data"])
 
     def table(self) -> pd.DataFrame:  # trial, state, value, epochs, why, and a column for each hyperparameter
-        "Return one row per trial; the value is the best validation score."
-        return pd.DataFrame([{"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
-                              "epochs": len(trial.intermediate_values), "why": trial.user_attrs.get("why", ""),
-                              **trial.params} for trial in self.study.trials])
+        "Return one row per trial; the value is the validation score of the epoch that is kept."
+        trials = self.study.trials
+        tried = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+        table = pd.DataFrame([{"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
+                               "epochs": len(trial.intermediate_values), "why": trial.user_attrs.get("why", ""),
+                               **trial.params} for trial in trials])
+        return with_marks(table, [self._mark(trial, tried) for trial in trials])
+
+    def _mark(self, trial, tried):
+        "Return what was selected on the validation set: the epoch of a trial, and the best trial of those tried."
+        if trial.state.name != "COMPLETE": return ""
+        best = tried > 1 and trial.number == self.study.best_trial.number
+        return join_marks(trial.user_attrs["selected"], f"best of {tried} trials" if best else "")
 
 # %% ../nbs/09_tuning.ipynb #72a7942c
 def search_key(
@@ -181,7 +194,7 @@ def _plot_history(axis, table, maximize):
     done = table[table.state == "complete"]
     best = done.value.cummax() if maximize else done.value.cummin()
     axis.plot(done.trial, done.value, "o", ms=4, color=COLORS[0], label="finished")
-    axis.step(done.trial, best, where="post", color="black", lw=1, label="best so far")
+    axis.step(done.trial, best, where="post", color="black", lw=1, label=named_with_mark("best so far", "best trial"))
     for k, trial in enumerate(table.trial[table.state == "pruned"]):
         axis.axvline(trial, color="lightgray", lw=1, zorder=0, label=None if k else "pruned")
     axis.set(xlabel="trial", ylabel="validation score")
@@ -190,7 +203,8 @@ def _plot_history(axis, table, maximize):
 def _importances(study, done):
     "Return the importance of each hyperparameter that varied; empty for fewer than four finished trials."
     import optuna
-    varied = [name for name in done.columns[5:] if done[name].nunique() > 1]
+    names = dict.fromkeys(name for trial in study.trials for name in trial.params)
+    varied = [name for name in names if done[name].nunique() > 1]
     if len(done) < 4 or not varied: return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, params=varied, evaluator=evaluator)

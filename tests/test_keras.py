@@ -328,5 +328,5 @@ def test_the_test_set_is_predicted_by_keras_itself(tmp_path):
     preds = evaluate_test(run, data, split)
     assert np.array_equal(preds.probabilities, predict_keras(run.model, run.inputs, split.rows("test")))
     assert np.allclose(predict_images(run, data, split.rows("test")), preds.probabilities, atol=1e-6)
-    with pytest.raises(ValueError, match="trained on another split"):
+    with pytest.raises(ValueError, match="the model was trained on"):
         evaluate_test(run, data, Split.holdout(data, seed=1))

@@ -187,6 +187,39 @@ def test_files_that_may_have_a_split_are_remarked(tmp_path, name, is_split):
     assert "LOOK AT" not in told(read_dataset(folder))
 
 
+def test_a_split_by_numbers_is_read_where_it_has_each_image(tmp_path):
+    paths = paths_of({"001.cat": 4, "002.dog": 4})
+    write(tmp_path, {"images/001.cat": 4, "images/002.dog": 4})
+    numbered = list(enumerate(paths, 1))
+    (tmp_path / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in numbered))
+    (tmp_path / "image_class_labels.txt").write_text("".join(f"{i} {1 + (i > 4)}\n" for i, _ in numbered))
+    (tmp_path / "classes.txt").write_text("1 001.cat\n2 002.dog\n")
+    marks = [f"{i} {int(i % 4 > 0)}\n" for i, _ in numbered]
+    (tmp_path / "train_test_split.txt").write_text("".join(marks))
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"test/001.cat": 1, "test/002.dog": 1, "train/001.cat": 3, "train/002.dog": 3}
+    in_test = dataset.items.location[dataset.items.split == "test"]
+    assert list(in_test) == ["images/001.cat/3.png", "images/002.dog/3.png"]
+    assert "split: the lists images.txt, train_test_split.txt" in told(dataset)
+    (tmp_path / "train_test_split.txt").write_text("".join(marks[1:]))
+    dataset = read_dataset(tmp_path)
+    assert "split" not in dataset.items and "LOOK AT train_test_split.txt" in told(dataset)
+
+
+@pytest.mark.parametrize("test, is_read", [
+    (["5.png", "6.png"], True), (["6.png"], False), (["1.png", "5.png", "6.png"], False)])
+def test_lists_of_images_beside_a_table_are_splits(tmp_path, test, is_read):
+    write(tmp_path, {"images": 7})
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},p{i}" for i in range(7)]
+    (tmp_path / "Data_Entry.csv").write_text("\n".join(["Image Index,label,Patient ID", *rows]))
+    (tmp_path / "train_val_list.txt").write_text("".join(f"{i}.png\n" for i in range(5)))
+    (tmp_path / "test_list.txt").write_text("\n".join(test))
+    dataset = read_dataset(tmp_path)
+    assert ("split" in dataset.items) == is_read and len(dataset) == 7
+    if is_read: assert list(dataset.items.split) == ["train"] * 5 + ["test"] * 2
+    else: assert "LOOK AT train_val_list.txt" in told(dataset)
+
+
 # Names
 
 
@@ -390,6 +423,47 @@ def test_an_archive_alone_in_a_folder_is_read(tmp_path):
     pack(tmp_path, "tar", files)
     with pytest.raises(ValueError, match=r"2 archives \(pets.tar, pets.zip\); give the path of one"):
         read_dataset(tmp_path)
+
+
+def write_zip(path, counts, first=0):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(paths_of(counts), first): archive.writestr(name, png(number))
+
+
+@pytest.mark.parametrize("inside", [("", ""), ("train/", "test/")])
+def test_archives_of_splits_are_read_as_splits(tmp_path, inside):
+    write_zip(tmp_path / "train.zip", {f"{inside[0]}cat": 3, f"{inside[0]}dog": 3})
+    write_zip(tmp_path / "Test.zip", {f"{inside[1]}cat": 2, f"{inside[1]}dog": 2}, 6)
+    (tmp_path / "notes.pdf").touch()
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}
+    assert "read from the archives Test.zip, train.zip, each as if it were a folder" in told(dataset)
+    assert dataset.skipped.values.tolist() == [["notes.pdf", "next to the archives that are read"]]
+    assert len({image.tobytes() for image in dataset.images(8)}) == 10
+
+
+def test_an_archive_without_labels_is_the_unlabeled_test_set(tmp_path):
+    write_zip(tmp_path / "train.zip", {"cat": 3, "dog": 3})
+    write_zip(tmp_path / "test.zip", {"test": 4})
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"cat": 3, "dog": 3} and "4 images without labels" in told(dataset)
+    assert len(read_unlabelled(tmp_path, dataset.classes)) == 4
+
+
+def test_classes_in_names_of_images_in_archives_of_splits(tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number, name in enumerate(("cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png")):
+            archive.writestr(name, png(number))
+    write_zip(tmp_path / "test1.zip", {"test1": 3})
+    with pytest.raises(ValueError, match="label_pattern="): read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, label_pattern="^([a-z]+)[.]")
+    assert counts_of(dataset) == {"cat": 2, "dog": 2} and "3 images without labels" in told(dataset)
+
+
+def test_a_damaged_archive_of_a_split_is_named(tmp_path):
+    write_zip(tmp_path / "train.zip", {"cat": 3, "dog": 3})
+    (tmp_path / "test.zip").write_bytes(b"PK and no more")
+    with pytest.raises(ValueError, match="test.zip"): read_dataset(tmp_path)
 
 
 def test_empty_class_folders_in_archives_are_named(tmp_path):

@@ -292,6 +292,27 @@ def test_images_in_an_archive_beside_the_table(tmp_path):
 # Which table
 
 
+@pytest.mark.parametrize("names", [("1", "2"), ("1", "12"), ("7", "8")])
+def test_a_table_of_numbered_classes_leaves_it_to_the_folders(tmp_path, names):
+    files = images("cat/{}.png", 6) | images("owl/{}.png", 6) | {"owl/12.png": None}
+    text = "id,name\n{},cat\n{},owl\n".format(*names)
+    dataset = read_dataset(write(tmp_path, files | {"classes.csv": text}))
+    assert len(dataset) == 13 and dataset.classes == ["cat", "owl"]
+    assert "table classes.csv not used: " in decisions(dataset)
+
+
+def test_a_table_of_images_in_folders_of_their_own_is_read(tmp_path):
+    files = {f"{i}/{i}.png": None for i in range(12)} | {"labels.csv": csv("id,label", "{i},{c}")}
+    assert read(tmp_path, files).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["{c}/{c}_{i:03d}.png", "{c}/ILSVRC2012_val_{i:08d}.png", "{c}/{c}_{i}.png"])
+def test_numbers_of_images_are_not_offered_as_groups(tmp_path, name):
+    files = {name.format(c=c, i=i): None for c in ("n01440764", "n01443537") for i in range(8)}
+    dataset = read_dataset(write(tmp_path, files))
+    assert not dataset.reading.remarks and not dataset.reading.offered_groups
+
+
 def test_a_table_of_no_images_is_not_used(tmp_path):
     files = images("cat/{}.png", 16) | images("dog/{}.png", 16) | {"classes.csv": "class,latin,count\ncat,Felis,15\ndog,Canis,15\n"}
     tables, reading = find_tables(list_files(write(tmp_path, files)), ReadOptions())

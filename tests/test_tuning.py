@@ -11,7 +11,10 @@ import pytest
 from course_ml.config import Recipe
 from course_ml.data import Split
 from course_ml.datasets import load_dataset
-from course_ml.provenance import holder, read_json
+from course_ml.evidence import evaluations
+from course_ml.evidence import test_set_name as name_of_test_set
+from course_ml.provenance import holder
+from course_ml.runs import Run
 from course_ml.tuning import plot_tuning, search_key, tune
 from course_ml.user_code import code_of
 
@@ -49,7 +52,10 @@ def search(images, tmp_path_factory):
 
 def test_two_workers_share_the_trials_and_never_use_the_test_set(search):
     assert len(search.table()) == 5 and search.table().seed.nunique() == 5
-    assert all(read_json(file)["test_evaluations"] == 0 for file in search.folder.glob("trials/*/run.json"))
+    runs = [Run(file.parent) for file in search.folder.glob("trials/*/run.json")]
+    assert runs and not any((run.folder / "test").exists() for run in runs)
+    tests = {name_of_test_set(run.images.digest[run.images.role == "test"]) for run in runs}
+    assert len(tests) == 1 and not len(evaluations(tests.pop()))
     assert search.best == Recipe.from_yaml((search.folder / "best.yml").read_text())
     best = search.table().set_index("trial").loc[search.study.best_trial.number]
     assert best.seed == search.best.seed and best.rate == search.best.learning_rate

@@ -2127,6 +2127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'course_ml.reporting.whole_numbers': ('reporting.html#whole_numbers', 'course_ml/reporting.py')},
             'course_ml.runs': { 'course_ml.runs.Rows': ('library/runs.html#rows', 'course_ml/runs.py'),
                                 'course_ml.runs.Run': ('library/runs.html#run', 'course_ml/runs.py'),
+                                'course_ml.runs.Run._left_out': ('library/runs.html#run._left_out', 'course_ml/runs.py'),
                                 'course_ml.runs.Run.best_epoch': ('library/runs.html#run.best_epoch', 'course_ml/runs.py'),
                                 'course_ml.runs.Run.chooses': ('library/runs.html#run.chooses', 'course_ml/runs.py'),
                                 'course_ml.runs.Run.claimed': ('library/runs.html#run.claimed', 'course_ml/runs.py'),

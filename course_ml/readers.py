@@ -202,8 +202,8 @@ def dataset_from_folders(
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
     if layout.images.split.any(): items["split"] = layout.images.split
     skipped = _table_of_skipped([*((path, UNLABELED) for path in layout.unlabeled), *layout.unused])
-    said = re.findall("(?m)^table (.*) not used: ", "\n".join(tables.decisions if tables else ()))
-    left_out = _say_left_out([pair for pair in layout.unused if pair[0] not in said])
+    unclear = re.findall("(?m)^table (.*) not used: ", "\n".join(tables.decisions if tables else ()))
+    left_out = _say_left_out([pair for pair in layout.unused if pair[0] not in unclear])
     dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + left_out)
     return _also_skipped(dataset, listing.set_aside)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from numpy.lib import format as npy
 from .columns import offer_groups, remarks_on_names
 from .data import Dataset, index_classes
 from .decoding import array_range
-from .image_sources import DAMAGED_MEMBER, MOST_BYTES, MOST_RATIO, MOST_UNPACKED, ArrayImages
+from .image_cache import check_room
+from .image_sources import DAMAGED_MEMBER, MOST_BYTES, ArrayImages, most_unpacked, open_member
 from .layout import listed
 from .listing import Listing
 from .provenance import cached_file, file_digest, make_key
@@ -48,7 +48,7 @@ class StoredArray:
 
     def open(self):
         "Open the npy file, or the member."
-        return zipfile.ZipFile(self.path).open(self.member) if self.member else open(self.path, "rb")
+        return _open(self.path, self.member)
 
     def values(self) -> np.ndarray:
         "Read the array into memory. Raises `ValueError` for a damaged file, or one that is too large."
@@ -75,11 +75,17 @@ class StoredArray:
         "Return the array's name in its npz or folder."
         return (self.member or self.path.name).removesuffix(".npy")
 
+def _open(path, member):
+    "Open an npy file, or a member of an npz."
+    if not member: return open(path, "rb")
+    archive = zipfile.ZipFile(path)
+    return open_member(archive, archive.getinfo(member))
+
 def _describe(path, member=""):
     "Where and how an array is stored. Raises `ValueError` for what is no array of numbers or strings."
     name = f"{path}: {member}" if member else path
     try:
-        with zipfile.ZipFile(path).open(member) if member else open(path, "rb") as file:
+        with _open(path, member) as file:
             version = npy.read_magic(file)
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
             shape, is_fortran, dtype = read(file)
@@ -137,13 +143,12 @@ def _start_in_file(array):
 def _join(arrays, target):
     "Write arrays one after the other to an npy file. Raises `ValueError` for a damaged one."
     shape = (sum(array.shape[0] for array in arrays), *arrays[0].shape[1:])
-    needed, free = sum(array.size for array in arrays), shutil.disk_usage(Path(target).parent).free
+    needed = sum(array.size for array in arrays)
     stored = sum(path.stat().st_size for path in {array.path for array in arrays})
-    most = max(MOST_BYTES, min(MOST_UNPACKED, MOST_RATIO * stored))
+    most = max(MOST_BYTES, most_unpacked(stored))
     if needed > most:
         raise ValueError(f"{arrays[0].path} unpacks to {needed:,} bytes, but {most:,} are accepted; save it uncompressed")
-    if needed > free:
-        raise ValueError(f"{arrays[0].path} needs {needed:,} bytes in the cache, where {free:,} are free")
+    check_room(Path(target).parent, needed, f"the images in {arrays[0].path}")
     header = {"descr": npy.dtype_to_descr(arrays[0].dtype), "fortran_order": False, "shape": shape}
     with open(target, "wb") as file:
         npy.write_array_header_2_0(file, header)

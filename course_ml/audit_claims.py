@@ -10,9 +10,8 @@ import numpy as np
 from .intervals import wilson_interval
 from .printed_numbers import SLACK, read_count, read_printed
 from course_ml.published_records import (
-    OTHER_SCORES,
-    SHARES,
     error_counts,
+    has_shares,
     matrix_of,
     models_with,
     read_score,
@@ -30,7 +29,7 @@ def check_samples(record: dict):
     sizes = {}
     for (split, n), models in same_images(record).items():
         if n and split:
-            sizes.setdefault(split, {})[read_printed(n).count] = models
+            sizes.setdefault(split, {})[read_count(n)] = models
     for groups in sizes.values():
         yield from check_sizes(groups)
     splits = sorted({split for (split, n) in same_images(record) if split})
@@ -97,7 +96,7 @@ def half_widths(
     found = []
     for model in models.values():
         if errors := error_counts(model):
-            n = read_printed(model["n"]).count if model.get("n") else matrix_of(model).sum()
+            n = matrix_of(model).sum() if "matrix" in model and not has_shares(model) else read_count(model["n"])
             found.append(np.ptp(wilson_interval(n - errors[0], n)) / 2)
     return found
 
@@ -149,7 +148,6 @@ def check_class_scores(record: dict):
 
 def check_unknown(record: dict):
     "List the scores that no check knows."
-    printed = dict.fromkeys(score for _, model in models_with(record, "scores") for score in model["scores"])
-    unknown = [score for score in printed if score.partition(" of ")[0] not in SHARES | OTHER_SCORES]
+    unknown = dict.fromkeys(score for _, model in models_with(record, "other") for score in model["other"])
     if unknown:
         yield "table", "not checked", f"no check knows {', '.join(unknown)}"

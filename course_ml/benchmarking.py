@@ -26,6 +26,7 @@ from .baselines import CNNS, build_cnn
 from .config import Recipe
 from .data import Dataset, Split
 from .exports import export_image_folder
+from .image_cache import write_images
 from .plots import COLORS, MARKERS, new_figure, settle
 from .reporting import Report
 from .runtime import Progress, set_seed
@@ -107,9 +108,8 @@ def noise_file(
 ) -> str:  # the file
     "Write a file of noise, piece by piece, so that it may be larger than the memory."
     file, rng = Path(folder) / f"noise_{n}.npy", np.random.default_rng(0)
-    images = np.lib.format.open_memmap(file, mode="w+", dtype="uint8", shape=(n, 32, 32, 3))
-    for piece in range(0, n, 1000):
-        images[piece:piece + 1000] = rng.integers(0, 256, (min(1000, n - piece), 32, 32, 3), dtype="uint8")
+    pieces = (rng.integers(0, 256, (min(1000, n - start), 32, 32, 3), dtype="uint8") for start in range(0, n, 1000))
+    write_images(file, (n, 32, 32, 3), pieces)
     return str(file)
 
 # %% ../nbs/library/benchmarking.ipynb #38e022cd

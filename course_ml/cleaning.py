@@ -5,6 +5,7 @@
 # %% ../nbs/08_cleaning.ipynb #0779c297
 from __future__ import annotations
 
+import html
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,15 @@ import pandas as pd
 from PIL import Image
 
 from .data import Dataset, Split, index_classes
+from .duplicates import linked_groups
 from .intervals import estimates, half_samples, join_singles, share_interval
+from .lettering import drawn_names
 from .metrics import SCORES
-from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, shorten, show_images
+from .names import one_line
+from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, show_images
 from .predictions import Predictions
 from .provenance import atomic_path
+from .splitting import torn_groups
 
 # %% auto #0
 __all__ = ['METHODS', 'DECISIONS', 'label_issue_scores', 'label_issues', 'score_cuts', 'average_precisions', 'compare_detectors',
@@ -134,7 +139,8 @@ def plot_issues(
     shown = issues.head(count)
     rows = pd.Index(dataset.items.id).get_indexer(shown.id)
     columns = zip(shown.label, shown.predicted, shown["probability of predicted"])
-    titles = [f"label: {shorten(label, 14)}\nmodel: {shorten(predicted, 14)}\np = {p:.2f}"
+    names = drawn_names(dataset.classes, 14)
+    titles = [f"label: {names[label]}\nmodel: {names[predicted]}\np = {p:.2f}"
               for label, predicted, p in columns]
     colors = [CORRECT if same else INCORRECT for same in shown.label == shown.predicted]
     return show_images(dataset.images(size)[rows], titles, colors=colors)
@@ -222,11 +228,12 @@ class _Review:
             self.description.value = f"Nothing is left to decide; the decisions are in {self.file}."
             return
         first = left.iloc[0]
+        id, label, predicted = (html.escape(one_line(first[name])) for name in ("id", "label", "predicted"))
         row = pd.Index(self.dataset.items.id).get_loc(first.id)
         self.image.value, self.new.value = _png(self.dataset.images(self.size)[row]), first.predicted
-        self.description.value = (f"<b>{first.id}</b> ({len(left)} left)<br>"
-                                  f"label: {first.label} (p = {first.probability:.2f})<br>"
-                                  f"model: {first.predicted} (p = {first['probability of predicted']:.2f})")
+        self.description.value = (f"<b>{id}</b> ({len(left)} left)<br>"
+                                  f"label: {label} (p = {first.probability:.2f})<br>"
+                                  f"model: {predicted} (p = {first['probability of predicted']:.2f})")
 
 def _png(image):
     "Return an image as the bytes of a PNG."
@@ -294,7 +301,7 @@ def similar_pairs(
 
 # %% ../nbs/08_cleaning.ipynb #463c349d
 def leaking_pairs(
-    pairs: pd.DataFrame,  # columns id and other, e.g. of `similar_pairs` or `check().duplicates`
+    pairs: pd.DataFrame,  # columns id and other: all of `similar_pairs`, or the fewest of `check().duplicates`
     split: Split,
 ) -> pd.DataFrame:  # the pairs with columns split and other_split
     "Return the pairs that a split separates, so that a model is trained on one image and judged on the other."
@@ -312,10 +319,13 @@ def _accuracy_row(name, predictions, rows):
 
 def leak_effect(
     predictions: Predictions,  # validation or out-of-fold predictions
-    leaking: pd.DataFrame,  # of `leaking_pairs`
+    pairs: pd.DataFrame,  # columns id and other; images that are linked by way of others count too
+    split: Split,  # of the predictions' models
 ) -> pd.DataFrame:  # images, n, accuracy, low, high
     "Return the accuracy on images with and without a near duplicate on the other side, with 95 % intervals."
-    leaks = np.isin(predictions.ids, [*leaking.id, *leaking.other])
+    ids = pd.Index(split.ids)
+    groups = linked_groups(len(ids), ids.get_indexer(pairs.id), ids.get_indexer(pairs.other))
+    leaks = torn_groups(np.asarray(split.splits), groups)[ids.get_indexer(predictions.ids)]
     kinds = {"all": leaks | True, "with a near duplicate": leaks, "without": ~leaks}
     return pd.DataFrame([_accuracy_row(name, predictions, rows) for name, rows in kinds.items()])
 

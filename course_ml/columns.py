@@ -21,8 +21,8 @@ from .table_files import Table
 
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'SPLIT_COLUMNS', 'YES', 'NO', 'GROUP_WORDS', 'NA_WORDS', 'PLURALS', 'plain_name',
-           'named_column', 'image_column', 'with_header', 'choose_split', 'group_columns', 'offer_groups', 'group_rows',
-           'Labels', 'remarks_on_names', 'NoLabels', 'choose_labels']
+           'named_column', 'image_column', 'with_header', 'choose_split', 'group_columns', 'offer_groups',
+           'means_the_same', 'group_rows', 'Labels', 'remarks_on_names', 'NoLabels', 'choose_labels']
 
 # %% ../nbs/library/columns.ipynb #co000006
 IMAGE_COLUMNS = ("file", "filename", "file_name", "filenames", "files", "image", "images", "image_file", "image_name",
@@ -92,9 +92,16 @@ def _is_no_name(cell, columns):
 # %% ../nbs/library/columns.ipynb #co000010
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
+def _distinct(column, most):
+    "The values of a column in lower case, without spaces around them; those of its first rows if they are too many."
+    for cells in (column.iloc[:10 * most], column):
+        found = {value.strip().casefold() for value in cells.unique().tolist()}
+        if len(found) > most: break
+    return found
+
 def _is_binary(column):
     "Whether a column has only yes and no, and some yes or no at all."
-    values = {value.strip().casefold() for value in column.unique()}
+    values = _distinct(column, 20)
     return values <= {*YES, *NO} and values != {""}
 
 # %% ../nbs/library/columns.ipynb #co000011
@@ -134,7 +141,7 @@ def _is_split_name(column):
 
 def _has_only_splits(values):
     "Whether a column has the names of two splits, and nothing else."
-    named = set(values.str.strip().unique()) - {""}
+    named = _distinct(values, 20) - {""}
     return len(named) < 10 and len(set(map(split_named, named)) - {""}) > 1 and all(map(split_named, named))
 
 def _marks(table):
@@ -196,7 +203,7 @@ def offer_groups(
         values = cells[column].str.strip()
         values = values[values != ""]
         if not (_is_identifier(column) and 1 < values.nunique() < len(values)): continue
-        if _means_the_same(values, names[values.index]): continue
+        if means_the_same(values, names[values.index]): continue
         value, count = next(iter(values.value_counts().items()))
         reading = reading.offer(column).remark(
             f"LOOK AT {column}: {number_of(values.nunique(), 'value')} in {number_of(len(values), 'row')} ({value} in {count}). "
@@ -216,8 +223,11 @@ def _words(column):
     "The words in a column's name."
     return plain_name(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column)).split("_")
 
-def _means_the_same(values, names):
-    "Whether a column and the classes are the same under other names."
+def means_the_same(
+    values: pd.Series,  # of a column
+    names: pd.Series,  # of the classes of the same rows
+) -> bool:
+    "Return whether a column and the classes are the same under other names."
     pairs = pd.DataFrame({"value": values, "name": names}).drop_duplicates()
     return pairs["value"].is_unique and pairs["name"].is_unique
 

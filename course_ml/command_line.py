@@ -53,11 +53,11 @@ def _add(commands, name, action, about):
     command.set_defaults(action=action)
     return command
 
-def _add_data_options(command, group_duplicates="exact"):
+def _add_data_options(command):
     "Add the options of a command that reads images and splits them."
     add_reading_options(command)
-    command.add_argument("--group-duplicates", choices=("none", "exact", "near"), default=group_duplicates,
-                         help=f"duplicates that stay in one set of the split (default: {group_duplicates})")
+    command.add_argument("--group-duplicates", choices=("none", "exact", "near"), default="exact",
+                         help="duplicates that stay in one set of the split (default: exact)")
 
 def add_report_options(
     command: argparse.ArgumentParser,  # is changed
@@ -117,12 +117,16 @@ def add_data_commands(
     check.add_argument("path", metavar="PATH", help="a folder, a table, an archive or an npz")
     _add_data_options(check)
     audit = _add(commands, "audit", audit_command, "check what the scores of a published record reveal")
-    audit.add_argument("file", metavar="FILE", help="a YAML file, see lesson 10")
+    audit.add_argument("file", metavar="FILE", nargs="?", help="a YAML file, see lesson 10")
+    audit.add_argument("--from", dest="pasted", metavar="FILE", help="instead: a text with scores as they were printed: "
+                       "scikit-learn's report, a Markdown, LaTeX or CSV table, a matrix (- reads what is typed)")
+    audit.add_argument("--positive", metavar="CLASS", default="", help="of two classes, that of precision, recall and F1")
+    audit.add_argument("--rows", choices=("classes", "models"), default="", help="what the rows of a table are")
     train = _add(commands, "train", train_command, "train a named recipe")
     train.add_argument("name", metavar="NAME", help="of the recipe, e.g. leaves_resnet50d")
     train.add_argument("--data", metavar="PATH", required=True,
                        help="a built-in set, e.g. digits, or your own: a folder, a table, an archive or an npz")
-    _add_data_options(train, group_duplicates="none")
+    _add_data_options(train)
     train.add_argument("--set", dest="changes", metavar="FIELD=VALUE", action="append", default=[],
                        help="change a field of the recipe; the value in YAML; may be repeated")
     train.add_argument("--fold", metavar="FOLD/FOLDS", default="",

@@ -18,14 +18,14 @@ from .provenance import content_hash
 from .runtime import did_you_mean
 
 # %% auto #0
-__all__ = ['AUGMENTATIONS', 'PREPROCESSING', 'LAYERS', 'HEAD_LAYERS', 'FREEZING', 'CHOICES', 'RANGES', 'PARTS', 'CNN_NAMES',
-           'NETWORK_CONTRADICTIONS', 'SCHEDULE_CONTRADICTIONS', 'KERAS_CONTRADICTIONS', 'BATCH_CONTRADICTIONS',
-           'CONTRADICTIONS', 'RENAMED', 'Range', 'within', 'Part', 'Augmentation', 'Movement', 'Flip', 'VerticalFlip',
-           'Rotation', 'Zoom', 'Crop', 'Brightness', 'ColorJitter', 'TrivialAugment', 'RandomAugment', 'Erase',
-           'Preprocessing', 'Grayscale', 'CircularMask', 'BlurredPeriphery', 'HighPass', 'BackgroundRemoval', 'Layer',
-           'Conv', 'Pool', 'Flatten', 'GlobalAverage', 'Dense', 'Dropout', 'BatchNorm', 'Freezing', 'TrainAll',
-           'HeadOnly', 'HeadFirst', 'Unfreeze', 'parse_spec', 'parse_specs', 'Contradiction', 'check_fields', 'Recipe',
-           'read_changes']
+__all__ = ['AUGMENTATIONS', 'PREPROCESSING', 'LAYERS', 'HEAD_LAYERS', 'FREEZING', 'MONITORS', 'CHOICES', 'RANGES', 'PARTS',
+           'CNN_NAMES', 'NETWORK_CONTRADICTIONS', 'SCHEDULE_CONTRADICTIONS', 'KERAS_CONTRADICTIONS',
+           'BATCH_CONTRADICTIONS', 'CONTRADICTIONS', 'RENAMED', 'Range', 'within', 'Part', 'Augmentation', 'Movement',
+           'Flip', 'VerticalFlip', 'Rotation', 'Zoom', 'Crop', 'Brightness', 'ColorJitter', 'TrivialAugment',
+           'RandomAugment', 'Erase', 'Preprocessing', 'Grayscale', 'CircularMask', 'BlurredPeriphery', 'HighPass',
+           'BackgroundRemoval', 'Layer', 'Conv', 'Pool', 'Flatten', 'GlobalAverage', 'Dense', 'Dropout', 'BatchNorm',
+           'Freezing', 'TrainAll', 'HeadOnly', 'HeadFirst', 'Unfreeze', 'parse_spec', 'parse_specs', 'Contradiction',
+           'check_fields', 'Recipe', 'read_changes']
 
 # %% ../nbs/library/configuration.ipynb #ad9045ba
 @dataclass(frozen=True)
@@ -303,10 +303,13 @@ def parse_specs(
     return tuple(parse_spec(spec, kinds, field) for spec in specs)
 
 # %% ../nbs/library/configuration.ipynb #5a45dcaf
+MONITORS = {"loss": "minimize", "accuracy": "maximize"}  # scores of the validation set
 CHOICES = {
     "framework": ("torch", "keras"), "resize": ("crop", "squash"), "sampling": ("shuffled", "balanced"),
-    "class_weights": ("none", "inverse", "normalized"), "optimizer": ("adam", "adamw", "sgd", "lion", "ranger"),
-    "schedule": ("constant", "cosine", "one-cycle", "plateau"), "monitor": ("loss", "accuracy"),
+    "class_weights": ("none", "balanced", "inverse", "normalized"),
+    "optimizer": ("adam", "adamw", "sgd", "lion", "ranger"),
+    "schedule": ("constant", "cosine", "one-cycle", "plateau"), "monitor": tuple(MONITORS),
+    "keep_epoch": ("auto", "best", "last"),
     "precision": ("fp32", "bf16", "fp16", "auto")}
 _POSITIVE, _COUNT, _SHARE, _ANY = Range(1, whole=True), Range(0, whole=True), Range(0, 1), Range(0)
 RANGES = {
@@ -482,7 +485,7 @@ class Recipe:
     sampling: str = "shuffled"  # "shuffled": every image once an epoch; "balanced": every class equally often
     label_smoothing: float = 0.0  # 0 to 1: probability that is taken from the true class and spread over all
     focal_gamma: float = 0.0  # makes images that are easy already count less (Lin 2017); 0: cross-entropy
-    class_weights: str = "none"  # "none", "inverse" (N / N_c) or "normalized" (inverse, adding up to 1)
+    class_weights: str = "none"  # "none", "balanced", "inverse", "normalized", see `training.class_weights`
     optimizer: str = "adam"  # "adam", "adamw", "sgd" (Nesterov momentum .9), "lion", "ranger" (RAdam in Lookahead)
     learning_rate: float = 1e-3  # the highest of the schedule
     weight_decay: float = 0.0  # decoupled for adamw, lion and ranger, an L2 penalty otherwise
@@ -496,6 +499,8 @@ class Recipe:
     batch_size: int = 32  # images in a minibatch
     monitor: str = "loss"  # validation "loss" or "accuracy": chooses the epoch that is kept, and stops early
     patience: int = 0  # stop after so many epochs without improvement; 0: never
+    keep_epoch: str = "auto"  # "best", "last", or "auto": the best; with k folds the last, see `runs.training_rows`
+    chosen_on: str = ""  # fingerprint of the data on whose validation images the recipe was chosen, e.g. by `tune`
     precision: str = "fp32"  # "fp32", "bf16", "fp16" (GPU), or "auto": what a timed probe finds fastest
     compile: bool = False  # torch.compile before training: minutes of waiting that long runs on GPUs win back
     seed: int = 0  # of the random start, the order of the images, augmentation and dropout

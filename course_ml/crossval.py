@@ -16,8 +16,9 @@ import pandas as pd
 from .backbones import weights_file
 from .config import Recipe
 from .data import Dataset, Split
+from .evidence import join_marks, with_marks
 from .executors import failures, follow, submit
-from .experiment import predict_images, train_recipe
+from .experiment import predict_images, predict_labeled, train_recipe
 from .intervals import estimates, mean_interval
 from .metrics import SCORES, difference, matching_rows, sample_sizes
 from .predictions import Predictions
@@ -32,13 +33,13 @@ from course_ml.provenance import (
     make_key,
     run_folder,
 )
-from .runs import Run
+from .runs import Run, training_rows
 from .runtime import Progress, share_of_cores
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'train_fold', 'CrossValidation', 'cross_validation_key', 'cross_validate', 'mean_and_deviation', 'sweep',
            'ablation', 'compare_predictions', 'compare_recipes', 'average', 'diversity', 'uniform', 'by_accuracy',
-           'greedy', 'ensemble', 'predict_out_of_fold', 'predict_folds', 'write_submission']
+           'greedy', 'best_member', 'ensemble', 'predict_out_of_fold', 'predict_folds', 'write_submission']
 
 # %% ../nbs/07_crossval.ipynb #9102f806
 def train_fold(
@@ -68,8 +69,9 @@ def _join(
     table = pd.concat([one.table for one in folds]).set_index("id")
     repeated = table.index[table.index.duplicated()]
     if len(repeated): raise ValueError(f"{repeated[0]!r} was predicted by two folds")
-    order = [i for i in ids if i in table.index]
-    return replace(folds[0], table=table.loc[order].reset_index(), key=content_hash([one.key for one in folds]))
+    order, mark = [i for i in ids if i in table.index], join_marks(*(one.selected for one in folds))
+    key = content_hash([one.key for one in folds])
+    return replace(folds[0], table=table.loc[order].reset_index(), key=key, selected=mark)
 
 @dataclass
 class CrossValidation:
@@ -82,11 +84,12 @@ class CrossValidation:
         "Return one prediction per image, by the model that was not trained on it, in the order of the data set."
         return _join([run.predictions for run in self.runs], self.split.ids)
 
-    def table(self) -> pd.DataFrame:  # fold, n, accuracy (0 to 1), best epoch, seconds
+    def table(self) -> pd.DataFrame:  # fold, n, accuracy (0 to 1), epoch (that is kept), seconds
         "Return one row per fold."
-        return pd.DataFrame([{"fold": fold, "n": len(run.predictions), "accuracy": _accuracy(run.predictions),
-                              "best epoch": run.best_epoch, "seconds": run.info["seconds"]}
-                             for fold, run in enumerate(self.runs)])
+        table = pd.DataFrame([{"fold": fold, "n": len(run.predictions), "accuracy": _accuracy(run.predictions),
+                               "epoch": run.best_epoch, "seconds": run.info["seconds"]}
+                              for fold, run in enumerate(self.runs)])
+        return with_marks(table, [run.predictions.selected for run in self.runs])
 
 # %% ../nbs/07_crossval.ipynb #6ede3bb6
 def cross_validation_key(
@@ -114,6 +117,7 @@ def cross_validate(
 ) -> CrossValidation:
     """Train every fold that is not finished, and return the runs. Raises `ValueError` for a folder that holds the
     result of something else, `RuntimeError` naming the folds that failed; the other folds are kept."""
+    training_rows(recipe, split)  # refuses a recipe that would choose on the fold that is scored
     key = cross_validation_key(recipe, dataset, split)
     folder = claim(folder or run_folder("crossval", key), key)
     runs = [Run(folder / f"fold_{fold}") for fold in range(split.k)]
@@ -186,7 +190,8 @@ def compare_predictions(
 ) -> pd.DataFrame:  # name, n, maybe groups, accuracy, low, high, difference, its low and high
     "Return accuracies, and paired differences to the first, with intervals that agree with McNemar's test."
     first = next(iter(preds.values()))
-    return pd.DataFrame([_comparison_row(name, one, first) for name, one in preds.items()])
+    table = pd.DataFrame([_comparison_row(name, one, first) for name, one in preds.items()])
+    return with_marks(table, [join_marks(one.selected, first.selected) for one in preds.values()])
 
 def compare_recipes(
     recipes: dict[str, Recipe],  # the others are compared with the first
@@ -217,7 +222,12 @@ def average(
     aligned = [member.probabilities[matching_rows(first, member)] for member in members]
     mean = np.average(aligned, axis=0, weights=weights)
     table = first.table.assign(**{f"p:{name}": mean[:, c] for c, name in enumerate(first.classes)})
-    return replace(first, table=table, key=content_hash([member.key for member in members], weights.tolist()))
+    key, mark = content_hash([member.key for member in members], weights.tolist()), _marks(members)
+    return replace(first, table=table, key=key, selected=mark)
+
+def _marks(members):
+    "Return one mark for what was selected on the images of any of several models."
+    return join_marks(*(member.selected for member in members))
 
 # %% ../nbs/07_crossval.ipynb #754bd9b6
 def _diversity_row(pair, a, b):
@@ -259,7 +269,11 @@ def greedy(
         counts[int(np.argmin(losses))] += 1
     return counts / rounds
 
-WEIGHTINGS = {"uniform": uniform, "by accuracy": by_accuracy, "greedy": greedy}
+def best_member(members: list[Predictions]) -> np.ndarray:  # (members,) weights: 1 for one member
+    "Return the weight 1 for the most accurate member; of equal ones, the first."
+    return np.eye(len(members))[int(np.argmax([_accuracy(member) for member in members]))]
+
+WEIGHTINGS = {"uniform": uniform, "by accuracy": by_accuracy, "greedy": greedy, "best member": best_member}
 
 # %% ../nbs/07_crossval.ipynb #986e6679
 def _align(members):
@@ -281,7 +295,8 @@ def ensemble(
     members: dict[str, Predictions],  # out-of-fold predictions of models with the same folds
     weighting: str = "uniform",  # see WEIGHTINGS
 ) -> tuple[Predictions, pd.DataFrame]:  # combined predictions; the weights of each fold
-    "Combine models; the weights of each fold are chosen on the other folds. Raises `ValueError` where folds differ."
+    """Combine models; the weights of each fold are chosen on the other folds. Predictions of a single fold choose their
+    own weights, and are marked. Raises `ValueError` where folds differ."""
     aligned, tables, rows = _align(members), [], []
     first = aligned[0]
     for fold in sorted(first.table.fold.unique()):
@@ -291,7 +306,8 @@ def ensemble(
         rows.append({"fold": fold, **dict(zip(members, weights))})
     table = pd.concat(tables).set_index("id").loc[first.ids].reset_index()
     key = content_hash(weighting, [member.key for member in aligned])
-    return replace(first, table=table, key=key), pd.DataFrame(rows)
+    chosen = "weights of the ensemble" * (len(rows) == 1 and weighting != "uniform")
+    return replace(first, table=table, key=key, selected=join_marks(_marks(aligned), chosen)), pd.DataFrame(rows)
 
 # %% ../nbs/07_crossval.ipynb #22b57adb
 def predict_out_of_fold(
@@ -304,10 +320,7 @@ def predict_out_of_fold(
     split, folds = split or cross_validation.split, []
     split.matches(dataset)
     for fold, run in enumerate(cross_validation.runs):
-        rows = split.rows("validation", fold)
-        probabilities = predict_images(run, dataset, rows, tta)
-        key = content_hash(run.info["key"], list(tta), dataset.fingerprint)
-        folds.append(Predictions.make(dataset, rows, probabilities, "validation", fold, key))
+        folds.append(predict_labeled(run, dataset, split.rows("validation", fold), "validation", tta))
     return _join(folds, split.ids)
 
 # %% ../nbs/07_crossval.ipynb #74569393

@@ -52,7 +52,9 @@ def _check_items(name, items, classes):
                          f"but there are {classes} classes")
 
 def _check_classes(name, classes):
-    "Raise `ValueError` for two classes of one name."
+    "Raise `ValueError` for two classes of one name, or a string in place of a list."
+    if isinstance(classes, str):
+        raise ValueError(f"{name}: the classes are a list of names, not {classes!r}")
     repeated = pd.Series(classes, dtype=object).duplicated()
     if repeated.any():
         raise ValueError(f"{name}: two classes are called {classes[repeated.argmax()]!r}; class names must differ")
@@ -99,8 +101,8 @@ class Dataset:
         images, labels = np.asanyarray(images), np.asarray(labels).reshape(-1)
         if len(labels) != len(images):
             raise ValueError(f"{name}: {len(images)} images but {len(labels)} labels")
-        if classes is None: classes, labels = index_classes(labels)
-        items = _tabulate(labels, ids, groups, metadata)
+        classes, labels = _index_labels(name, labels, classes)
+        items = _tabulate(name, labels, ids, groups, metadata)
         return cls(name, items, [str(c) for c in classes], ArrayImages(images))
 
     def __len__(self): return len(self.items)
@@ -194,12 +196,31 @@ class Dataset:
         return self.grouped(duplicates[duplicates.kind.isin(kinds[kind])])
 
 # %% ../nbs/01_data.ipynb #28f2bc0e
-def _tabulate(labels, ids, groups, metadata):
-    "The items of a data set whose images are in an array."
+def _index_labels(name, labels, classes):
+    "Class names and indices of labels. Raises `ValueError` for a label that is missing or none of the classes."
+    if (missing := np.flatnonzero(pd.isna(labels))).size:
+        raise ValueError(f"{name}: image {missing[0]} has no label, but {labels[missing[0]]}; leave such images out")
+    if classes is None: return index_classes(labels)
+    _check_classes(name, classes)
+    by_name = any(isinstance(label, str) for label in labels.tolist())
+    known = {str(one) if by_name else i: i for i, one in enumerate(classes)}
+    unknown = [label for label in dict.fromkeys(labels.tolist()) if label not in known]
+    if unknown:
+        raise ValueError(f"{name}: an image has label {unknown[0]!r}, which is none of {len(classes)} classes")
+    return classes, np.array([known[label] for label in labels], dtype="int64")
+
+def _tabulate(name, labels, ids, groups, metadata):
+    "The items of a data set whose images are in an array. Raises `ValueError` for lengths or columns that do not fit."
+    for what, values in (("ids", ids), ("groups", groups), ("rows of metadata", metadata)):
+        if values is not None and len(values) != len(labels):
+            raise ValueError(f"{name}: {len(labels)} images but {len(values)} {what}")
     ids = [f"{i:06d}" for i in range(len(labels))] if ids is None else [str(i) for i in ids]
     groups = ids if groups is None else [str(g) for g in groups]
     items = pd.DataFrame({"id": ids, "location": range(len(ids)), "label": labels.astype("int64"), "group": groups})
-    return items if metadata is None else pd.concat([items, metadata.reset_index(drop=True)], axis=1)
+    if metadata is None: return items
+    if taken := set(items) & set(metadata):
+        raise ValueError(f"{name}: call the column {min(taken)!r} of metadata otherwise")
+    return pd.concat([items, metadata.reset_index(drop=True)], axis=1)
 
 # %% ../nbs/01_data.ipynb #a51891e4
 @dataclass
@@ -255,18 +276,18 @@ LOOKS = ["row", "width", "height",  # in the file (pixels)
          "red", "green", "blue", "red squared", "green squared", "blue squared"]  # means of values from 0 to 1
 
 def look_at_image(
-    dataset: Dataset,
-    row: int,  # position in its items
-) -> dict:  # row, and either reason, or what `LOOKS` names
+    source: ImageSource,
+    location,  # of the image in the source
+) -> dict:  # either reason, or what `LOOKS` names, without row
     "Decode one image and describe it, or say why it cannot be read."
     import imagehash
-    try: image = dataset.source.image(dataset.items.location[row])
-    except (UnreadableImage, OSError) as error: return {"row": row, "reason": str(error)}
+    try: image = source.image(location)
+    except (UnreadableImage, OSError) as error: return {"reason": str(error)}
     bits = np.packbits(imagehash.phash(image).hash.ravel()).view("uint64")[0]
     width, height = image.info["size"]
     counts = np.array(image.histogram()).reshape(3, 256)
     low, high = image.info["values"] or np.flatnonzero(counts.sum(0))[[0, -1]]
-    return {"row": row, "width": width, "height": height, "reduced": image.width * image.height < width * height,
+    return {"width": width, "height": height, "reduced": image.width * image.height < width * height,
             "bits": bits, "kind": image.info["kind"], "pages": image.info["pages"], "white": image.info["white"],
             "low": low, "high": high, **describe_pixels(counts)}
 
@@ -276,10 +297,9 @@ def describe_pixels(
     "Return what a histogram says: the largest difference of values in a channel, means, and means of squares."
     values = np.arange(256) / 255
     there = [np.flatnonzero(channel) for channel in counts]
-    found = {"contrast": int(max(channel[-1] - channel[0] for channel in there))}
-    for name, share in zip(("red", "green", "blue"), counts / counts.sum(1, keepdims=True)):
-        found |= {name: share @ values, f"{name} squared": share @ values**2}
-    return found
+    means = counts @ np.stack([values, values**2], axis=1) / counts.sum(1, keepdims=True)
+    contrast = int(max(channel[-1] - channel[0] for channel in there))
+    return {"contrast": contrast, **dict(zip(LOOKS[-6:], means.T.ravel()))}
 
 # %% ../nbs/01_data.ipynb #c465a708
 def check_images(
@@ -300,8 +320,9 @@ def check_images(
 
 def _look_at_all(dataset):
     "What `look_at_image` says of all images that can be read, as a table, and of the others, as a list."
+    locations = dataset.items.location.to_numpy(object)
     def look_at_block(rows):
-        looks = [look_at_image(dataset, row) for row in rows]
+        looks = [{"row": row, **look_at_image(dataset.source, locations[row])} for row in rows]
         readable = [look for look in looks if "reason" not in look]
         return pd.DataFrame(readable, columns=LOOKS), [look for look in looks if "reason" in look]
     dataset.source.ranges  # decided before several threads need it
@@ -354,7 +375,7 @@ def _published_split(dataset):
     "The split of every image that came with the data. Raises `ValueError` without one, or for an unknown name."
     if "split" not in dataset.items:
         raise ValueError(f"{dataset.name} has no column 'split'; its columns are {', '.join(dataset.items.columns)}")
-    given = dataset.items.split.astype(str)
+    given = dataset.items.split.fillna("").astype(str)
     names = given.map({name: split_named(name) for name in given.unique()})
     if not (names == "").any(): return names.to_numpy(object)
     item = dataset.items[names == ""].iloc[0]
@@ -427,8 +448,11 @@ class Split:
         shares = _shares_or_folds({"train": train, "validation": validation, "test": test}, k)
         if "split" not in dataset.items: return assign_splits(dataset, shares, seed)
         splits = _published_split(dataset)
+        if not len(dataset):
+            raise ValueError(f"{dataset.name}: there are no images to split")
         if "train" not in splits:
-            raise ValueError(f"{dataset.name}: the split that came with it has no training images")
+            raise ValueError(f"{dataset.name}: the split that came with it has no training images, only "
+                             f"{' and '.join(sorted(set(splits)))}; call the one to train on 'train'")
         kept = [name for name in (["test"] if k else ["validation", "test"]) if name in splits]
         shares = {name: share for name, share in shares.items() if name not in kept}
         group, how = dataset.items.group.to_numpy(object), "the split that came with the data"
@@ -566,5 +590,9 @@ def _check_class_sizes(dataset, splits):
     if not len(small): return
     listed = ", ".join(f"{dataset.classes[label]!r} has {count}" for label, count in small.head(10).items())
     if len(small) > 10: listed += f", and {len(small) - 10} more classes have too few"
+    advice = "Add images"
+    if len(groups) - len(small) >= 2: advice += ", or leave the class out (leave_out)"
+    if dataset.items.group.nunique() < len(dataset):
+        advice += "; images that share a group count as one"
     raise ValueError(f"{dataset.name}: {splits} splits need at least {splits} images (or groups) of every class, "
-                     f"but {listed}. Add images, or leave the class out (leave_out)")
+                     f"but {listed}. {advice}")

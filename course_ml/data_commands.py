@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from .reading import as_flags, reading_options
 
 # %% auto #0
 __all__ = ['MOST_LINES', 'MEMORY_OF_AN_IMAGE', 'load_named', 'printable', 'show_reading', 'show_unused', 'try_images',
-           'about_split', 'check_command', 'audit_command', 'train_command', 'train_named', 'training_data',
-           'advised_batch_size', 'can_reach', 'free_memory', 'abilities', 'doctor_command']
+           'with_groups', 'about_split', 'check_command', 'published_record', 'pasted_record', 'audit_command',
+           'train_command', 'train_named', 'training_data', 'advised_batch_size', 'can_reach', 'free_memory',
+           'abilities', 'doctor_command']
 
 # %% ../nbs/library/data_commands.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly
@@ -72,8 +74,8 @@ def show_unused(
 def try_images(
     dataset: "Dataset",
     most: int = 100,  # images to try
-):
-    "Print what some images are, and which of them cannot be read. Raises `ReportError` if none can."
+) -> "pd.DataFrame":  # id, reason: those that cannot be read
+    "Print what some images are; return which of them cannot be read. Raises `ReportError` if none can."
     rows = range(0, len(dataset), -(-len(dataset) // most))
     check = dataset.take(rows).check()
     bad = check.quarantine
@@ -84,6 +86,19 @@ def try_images(
         print(f"{len(bad)} of {len(rows)} images that were tried cannot be read; a report leaves them out, "
               f"and course-ml check lists all:\n{bad.head(MOST_LINES).to_string(index=False)}\n")
     print(f"Kinds of pixels\n{check.kinds.to_string(index=False, float_format='{:.4g}'.format)}\n")
+    return bad
+
+def with_groups(
+    dataset: "Dataset",
+    group_duplicates: str,  # "none", "exact" or "near"
+) -> "Dataset":
+    "Return a data set whose duplicates are in one group; for the exact ones no image is decoded."
+    import pandas as pd
+    if group_duplicates != "exact":
+        pairs = dataset.check().duplicates if group_duplicates == "near" else pd.DataFrame(columns=["id", "other", "kind"])
+        return dataset.group_duplicates(pairs, group_duplicates)
+    first = dataset.items.id.groupby(dataset.digests).transform("first")
+    return dataset.grouped(pd.DataFrame({"id": first, "other": dataset.items.id})[first != dataset.items.id])
 
 def about_split(
     dataset: "Dataset",  # that can be read
@@ -107,24 +122,54 @@ def check_command(options):
     try: print(*map(printable, about_split(clean, check.duplicates)), "", sep="\n")
     except ReportError as error: print(printable(f"No split: {error}"), end="\n\n")
     conflicts = check.duplicates[~check.duplicates.same_label.astype(bool)]
+    counts = check.counts.assign(fraction=check.counts.fraction.map("{:.2f}".format))
     tables = {"What was found": check.summary(), "Duplicates with two labels": conflicts.head(MOST_LINES),
-              "Classes": check.counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
+              "Classes": counts, "Image sizes": check.sizes.head(10), "Kinds of pixels": check.kinds,
               "Images of one value, or nearly": check.flat.head(MOST_LINES)}
     for title, table in tables.items():
         lines = table.to_string(index=False, float_format="{:.4g}".format)
         if len(table): print(f"{title}\n{printable(lines)}\n")
 
 # %% ../nbs/library/data_commands.ipynb #00000008
-def audit_command(options):
-    "Say what the scores of a published record reveal."
-    from course_ml.audit import audit
+def published_record(
+    options,  # of the command: file, or pasted with positive and rows
+) -> dict:
+    "Return the record that is to be audited; print what was read of a pasted text. Raises `ReportError`."
     from course_ml.published_records import read_record
-    try: table = audit(read_record(options.file))
-    except ValueError as error: raise ReportError(str(error)) from None
+    if bool(options.file) == bool(options.pasted):
+        raise ReportError("give a record, or --from a file with a table")
+    if options.file and (options.positive or options.rows):
+        raise ReportError("--positive and --rows belong to --from")
+    try: return read_record(options.file) if options.file else pasted_record(options)
+    except (OSError, UnicodeDecodeError) as error: raise ReportError(f"{options.pasted}: {error}") from None
+    except ValueError as error:
+        raise ReportError(f"{options.pasted}: {error}" if options.pasted else str(error)) from None
+
+def pasted_record(
+    options,  # of the command: pasted, positive, rows
+) -> dict:
+    "Return the record of a pasted text, and print it. Raises `ValueError`, `OSError`."
+    import yaml
+
+    from course_ml.pasted_tables import read_pasted
+    text = sys.stdin.read() if options.pasted == "-" else Path(options.pasted).read_text(encoding="utf-8-sig")
+    pasted = read_pasted(text, options.positive, options.rows)
+    found = yaml.safe_dump(pasted.record["models"], sort_keys=False, allow_unicode=True, default_flow_style=None)
+    print("What was read:", printable(found), sep="\n")
+    unread = [f"  {printable(line)}" for line in pasted.unread]
+    if unread: print("What was not read:", *unread, "", sep="\n")
+    return pasted.record
+
+def audit_command(options):
+    "Say what the scores of a published record reveal. Raises `RunError` if some are impossible."
+    from course_ml.audit import audit
+    table = audit(published_record(options))
     for verdict, findings in table.groupby("verdict", sort=False):
         print(f"{verdict}:")
-        for row in findings.itertuples(): print(f"  {row.where}: {row.finding}")
+        for row in findings.itertuples(): print(printable(f"  {row.where}: {row.finding}"))
     if table.empty: print("Nothing found.")
+    if count := int((table.verdict == "impossible").sum()):
+        raise RunError(f"{count} of the findings are impossible")
 
 # %% ../nbs/library/data_commands.ipynb #0000000b
 def train_command(options):
@@ -168,8 +213,7 @@ def training_data(
         raise ReportError(f"--data: there is no file or folder {data!r}, and no built-in set of that name; "
                           f"those are {', '.join(BUILT_IN)}")
     dataset = load_named(options, **{"data" if data in BUILT_IN else "data_path": data})
-    if options.group_duplicates != "none":
-        dataset = dataset.group_duplicates(dataset.check().duplicates, options.group_duplicates)
+    dataset = with_groups(dataset, options.group_duplicates)
     return dataset, Split.of(dataset, k=int(found[2]) if fold else 0), int(found[1])
 
 # %% ../nbs/library/data_commands.ipynb #0000000e

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .data import Dataset
-from .readers import names_in_list, read_dataset
-from .reading import ReadOptions
+from .readers import given_path, names_in_list, read_dataset
+from .reading import ReadOptions, takes_options
 from .synthetic import SYNTHETIC_SETS, digits, make_synthetic
 
 # %% auto #0
@@ -18,23 +18,19 @@ __all__ = ['BUILT_IN', 'load_dataset', 'find_data']
 # %% ../nbs/library/datasets.ipynb #d6f27b07
 BUILT_IN = ["digits", *SYNTHETIC_SETS]
 
+@takes_options
 def load_dataset(
     data: str = "",  # a built-in name, default "nature10"; with a path: the name to show
     data_path: str = "",  # your own data: a folder, a table, an archive or an npz; empty: built-in
     images: int = 600,  # images to draw (digits always has its 1,797)
     size: int = 64,  # width and height of built-in images (pixels)
     seed: int = 0,  # of a synthetic set
-    image_column: str = "",  # of a table: the images; default: one with a usual name
-    label_column: str = "",  # of a table: the classes; default: one with a usual name
-    group_column: str = "",  # of a table: rows that share a value stay together; several separated by commas
-    split_column: str = "",  # of a table: train, validation or test
-    leave_out: str = "",  # classes to leave out, separated by commas
-    label_pattern: str = "",  # a regular expression whose group is the class, searched in the names of the files
+    **options: str,  # how to read the data, see `ReadOptions`
 ) -> Dataset:
     "Load a built-in data set by name, or your own by path. Raises `ValueError` for an unknown name or unreadable data."
-    options = ReadOptions(image_column, label_column, group_column, split_column, leave_out, label_pattern)
-    if data_path: return read_dataset(find_data(data_path), data, **vars(options))
-    if given := [name for name, value in vars(options).items() if value and name != "leave_out"]:
+    if data_path: return read_dataset(find_data(data_path), data, **options)
+    leave_out = ReadOptions(**options).leave_out
+    if given := [name for name, value in options.items() if value and name != "leave_out"]:
         raise ValueError(f"{given[0]} is for data of your own: give data_path too")
     dataset = _built_in(data or "nature10", images, size, seed)
     return dataset.drop_classes(names_in_list(leave_out, dataset.classes)) if leave_out else dataset
@@ -50,6 +46,7 @@ def find_data(
     path: str | Path,  # of data
 ) -> Path:
     "Return a path as seen from the current folder or, where there is nothing, from the project's folder."
+    path = given_path(path)
     roots = (folder for folder in Path.cwd().parents if (folder / "reports").is_dir())
     found = next(roots, Path()) / path
-    return found if not Path(path).exists() and found.exists() else Path(path)
+    return found if not path.exists() and found.exists() else path

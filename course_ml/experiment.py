@@ -15,18 +15,20 @@ from torch import nn
 
 from .config import HeadOnly, Recipe
 from .data import Dataset, Split
+from .evidence import count_evaluation, test_set_name
 from .features import frozen_features
 from .fitting import fit, load_run
 from .predictions import Predictions
-from .provenance import KERAS_PACKAGES, TORCH_PACKAGES, keyed_folder, make_key
+from .provenance import KERAS_PACKAGES, TORCH_PACKAGES, content_hash, keyed_folder, make_key
 from .runs import Run, weights_hash
-from .runtime import did_you_mean
+from .runtime import choose_device, did_you_mean
 from .training import predict, to_batch
 from .transfer import build_model, starting_weights
 from .transforms import prepare_images
 
 # %% auto #0
-__all__ = ['TTA', 'train_recipe', 'category_columns', 'load_model', 'predict_images', 'evaluate_test']
+__all__ = ['TTA', 'train_recipe', 'category_columns', 'load_model', 'predict_images', 'model_name', 'predict_labeled',
+           'evaluate_test']
 
 # %% ../nbs/library/experiment.ipynb #2278a4ab
 def train_recipe(
@@ -86,7 +88,7 @@ def load_model(
     if head_only and weights_hash(model.backbone) != run.info["backbone"]:
         raise ValueError(f"{run.folder}: the backbone's weights have changed since this run")
     (model.head if head_only else model).load_state_dict(state)
-    return model.eval()
+    return model.to(choose_device()).eval()
 
 # %% ../nbs/library/experiment.ipynb #b4312e5d
 def _center(images, share=7 / 8):
@@ -114,7 +116,8 @@ def predict_images(
     tta: tuple[str, ...] = ("identity",),  # test-time augmentations, names of `TTA`
     batch_size: int = 64,  # images at a time
 ) -> np.ndarray:  # (rows, classes) float64 probabilities
-    "Return a run's probabilities for some images: the mean over the test-time augmentations. Raises `ValueError`."
+    """Return a run's probabilities for some images: the mean over the test-time augmentations. A run that predicts
+    images of its test set is counted. Raises `ValueError`."""
     if unknown := [name for name in tta if name not in TTA]:
         raise ValueError(f"there is no test-time augmentation {unknown[0]!r}; {did_you_mean(unknown[0], list(TTA))}")
     recipe, parts = run.recipe, []
@@ -123,7 +126,35 @@ def predict_images(
     for batch in np.array_split(rows, range(batch_size, len(rows), batch_size)):
         inputs = to_batch(images, batch, device)
         parts.append(np.mean([probabilities(TTA[name](inputs)) for name in tta], axis=0))
+    if run.is_test(dataset, rows): _count_test(run, tta)
     return np.concatenate(parts)
+
+def model_name(
+    run: Run,
+    tta: tuple[str, ...] = ("identity",),  # test-time augmentations
+) -> str:  # of 16 hexadecimal digits
+    "Return the key of a run's predictions: that of its training, and with augmentations another one."
+    key = run.info["key"]
+    return key if tuple(tta) == ("identity",) else content_hash(key, list(tta))
+
+def _count_test(run, tta):
+    "Count a model that predicts images of its run's test set."
+    images = run.images
+    test_set = test_set_name(images.digest[images.role == "test"])
+    count_evaluation(test_set, model_name(run, tta), run.info["recipe"])
+
+def predict_labeled(
+    run: Run,  # finished
+    dataset: Dataset,
+    rows: np.ndarray,  # positions of images that the run was not trained on
+    split: str,  # which split they are: "validation" or "test"
+    tta: tuple[str, ...] = ("identity",),  # test-time augmentations, names of `TTA`
+) -> Predictions:
+    """Return a run's predictions for some images, to be scored. Raises `ValueError` naming images that it was trained
+    on."""
+    run.may_score(dataset, rows)  # before they are predicted
+    probabilities = predict_images(run, dataset, rows, tta)
+    return Predictions.make(dataset, rows, probabilities, split, run.info["fold"], model_name(run, tta), run)
 
 def _probabilities_of(run, classes):
     "Return a function from a batch of images (channels first) to probabilities, and the device of its images."
@@ -135,39 +166,37 @@ def _probabilities_of(run, classes):
         raise ValueError(f"{run.folder}: its head takes metadata too, which new images alone do not give")
     model = load_model(run, classes)
     def probabilities(images):
-        with torch.no_grad(): return model(images).double().softmax(1).cpu().numpy()
-    return probabilities, next(model.parameters()).device
+        with torch.no_grad(): return model(images).cpu().double().softmax(1).numpy()
+    return probabilities, choose_device()
 
 # %% ../nbs/library/experiment.ipynb #a56336c4
 def evaluate_test(
     run: Run,  # finished
-    dataset: Dataset,  # that the run was trained on
-    split: Split,  # that the run was trained on
+    dataset: Dataset,
+    split: Split,  # of these images
 ) -> Predictions:
-    "Return a run's predictions for the test set, made at the first call. Raises `ValueError` for other data or splits."
-    key = _test_key(run, dataset, split)
-    with keyed_folder(run.folder / "test", key) as folder:
+    """Return a run's predictions for the test set, made at the first call. Raises `ValueError` naming test images that
+    the run was trained on, in this or another split."""
+    split.matches(dataset)
+    key, rows = _test_key(run, dataset, split), split.rows("test")
+    with keyed_folder(run.folder / "test" / key.name, key) as folder:
         path = folder / "predictions.parquet"
         if not path.exists():
-            rows = split.rows("test")
+            run.may_score(dataset, rows)
             probabilities = _predict(run, dataset, rows)
-            Predictions.make(dataset, rows, probabilities, "test", run.info["fold"], key.name).save(path)
-        run.note(test_evaluations=run.info["test_evaluations"] + 1)
+            Predictions.make(dataset, rows, probabilities, "test", run.info["fold"], model_name(run), run).save(path)
     return Predictions.load(path)
 
 def _test_key(run, dataset, split):
-    "Return what decides the predictions for the test set. Raises `ValueError` for what the run was not trained on."
-    for what, own, given in (("data set", "data", dataset.fingerprint), ("split", "split", split.hash)):
-        if run.info[own] == given: continue
-        raise ValueError(f"{run.folder}: the run was trained on another {what}, so this test set may contain images "
-                         "that it has learned from")
+    "Return what decides the predictions for the test set."
     modules, packages = {"torch": (["training", "transfer"], TORCH_PACKAGES),
                          "keras": (["keras_training"], KERAS_PACKAGES)}[run.recipe.framework]
     return make_key(modules, packages, run=run.info["key"], data=dataset.fingerprint, split=split.hash)
 
 def _predict(run, dataset, rows):
     "Return the probabilities for some images, always with the run's best weights; without a model, it is loaded."
-    if run.model is None: return predict_images(run, dataset, rows)
+    if run.model is None or run.info["data"] != dataset.fingerprint:
+        return predict_images(run, dataset, rows)
     if run.recipe.framework == "torch":  # a copy: the model itself may have been trained further since
         return predict(load_run(run, copy.deepcopy(run.model), run.inputs).model, run.inputs, rows)
     from course_ml.keras_training import best_weights, predict_keras

@@ -73,7 +73,7 @@ def export_image_folder(
 def export_csv(
     dataset: Dataset,
     folder: str | Path,  # must not exist yet
-    split: Split | None = None,  # becomes a column of the table
+    split: Split | None = None,  # becomes a column of the table; default: the split that came with the data
 ) -> Path:  # the folder
     """Write `folder/labels.csv` and the images to `folder/images`.
     Raises `FileExistsError` if the folder exists, `ValueError` for the split of another data set."""
@@ -88,13 +88,17 @@ def _write_folder(dataset, split, folder, places):
     files = [f"{place}/{name}" for place, name in zip(places, names)]
     labels = [dataset.classes[label] for label in dataset.labels]
     table = pd.DataFrame({"file": files, "label": labels, "group": items.group, "id": items.id})
-    if split: table["split"] = split.splits
+    if (splits := _splits(dataset, split)) is not None: table["split"] = splits
     with _new_folder(folder) as staging:
         for place in set(places): (staging / place).mkdir(parents=True)
         for file, location in zip(files, items.location):
             _write_image(dataset.source, location, staging / file)
         table.to_csv(staging / "labels.csv", index=False, errors="surrogateescape")
     return Path(folder)
+
+def _splits(dataset, split):
+    "The split of each image: the one that is given, or the one that came with the data; None without either."
+    return split.splits if split else dataset.items.get("split")
 
 def _suffix(location):
     "The suffix of an exported file; a location in an array has none of its own."
@@ -129,7 +133,7 @@ def export_npz(
     dataset: Dataset,
     path: str | Path,  # ends in .npz; must not exist yet
     size: int,  # width and height of the images (pixels)
-    split: Split | None = None,  # becomes an array
+    split: Split | None = None,  # becomes an array; default: the split that came with the data
     resize: str = "crop",  # "crop" or "squash", see `resize_image`
 ) -> Path:  # the file
     """Write images (n, size, size, 3; uint8) and labels to a file.
@@ -139,8 +143,8 @@ def export_npz(
     if path.exists(): raise FileExistsError(f"{path} exists; give a new name")
     arrays = {"images": dataset.images(size, resize), "labels": dataset.labels, "classes": np.array(dataset.classes),
               "ids": np.array(dataset.items.id, dtype=str), "groups": np.array(dataset.items.group, dtype=str)}
-    if split:
-        split.matches(dataset)
-        arrays["split"] = np.array(split.splits)
+    if split: split.matches(dataset)
+    if (splits := _splits(dataset, split)) is not None:
+        arrays["split"] = np.array(splits, dtype=str)
     with atomic_path(path) as temporary: np.savez(temporary, **arrays)
     return path

@@ -71,12 +71,12 @@ def _write_features(path, known):
         save_file({"digests": digests.copy(), "features": np.stack(list(known.values()))}, temporary)
 
 def _compute_features(model, images, rows):
-    "Return the features of some images, computed in evaluation mode; the model's own mode is put back."
-    training, device, parts = model.training, model.mean.device, []
-    model.eval()
+    "Return the features of some images, computed in evaluation mode; the model's own mode and device are put back."
+    training, before, device, parts = model.training, model.mean.device, choose_device(), []
+    model.to(device).eval()
     with Progress(len(rows), "features") as progress:
         for batch in np.array_split(rows, range(FROZEN_BATCH, len(rows), FROZEN_BATCH)):
             parts.append(model.frozen_features(to_batch(images, batch, device)).cpu().numpy())
             progress.advance(len(batch))
-    model.train(training)
+    model.to(before).train(training)
     return np.concatenate(parts)

@@ -53,8 +53,8 @@ def fine_tune(
                          "validation images")
     model = build_model(recipe.replace(weights="none"), len(dataset.classes))
     model.load_state_dict(load_model(run, len(dataset.classes)).state_dict())
-    origin = {"weights": "run", "recipe": run.info["recipe"], "key": run.info["key"]}
-    return fit(model, recipe, dataset, split, fold, folder, weights=origin)
+    weights = {"weights": "run", "recipe": run.info["recipe"], "key": run.info["key"]}
+    return fit(model, recipe, dataset, split, fold, folder, origin=run.folder, weights=weights)
 
 def _check_same_network(old, new):
     "Raise `ValueError` where two recipes do not have the same network."

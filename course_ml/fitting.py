@@ -32,7 +32,7 @@ from course_ml.provenance import (
     run_folder,
     write_json,
 )
-from .runs import Run, best_epoch, decisive_inputs, model_hash
+from .runs import Run, best_epoch, decisive_inputs, model_hash, training_rows, used_images
 from .runtime import Progress, choose_device, set_seed
 from .speed import Choice, layout_of, probe_speed
 from course_ml.training import (
@@ -42,10 +42,12 @@ from course_ml.training import (
     build_optimizer,
     build_schedule,
     class_weights,
+    count_batches,
     epoch_batches,
+    loss_and_accuracy,
     predict,
     train_epoch,
-    validation_scores,
+    training_sample,
     weighted_loss,
 )
 from .transfer import TransferModel
@@ -134,6 +136,10 @@ class Training:
         if not (self.recipe.patience and self.history): return False
         return self.epoch - 1 - best_epoch(self.history, self.recipe.monitor) >= self.recipe.patience
 
+    def end_mixed_precision(self):
+        "Let the model compute in fp32 from now on, as it does when it is loaded."
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+
     def copy_weights(self) -> dict:
         "Return a copy of the kept weights on the CPU."
         return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -149,7 +155,7 @@ class Training:
         seed, processes = derive_seed(self.recipe.seed, "epoch", self.epoch), self.accelerator.num_processes
         set_seed(seed + self.accelerator.process_index)
         drawn = labels[train] if self.recipe.sampling == "balanced" else None
-        together = epoch_batches(train, self.recipe.batch_size * processes, seed, drawn)
+        together = epoch_batches(train, self.recipe.batch_size * processes, seed, drawn, self.recipe.grad_accum_steps)
         self.sizes, self.number, self.waiting = [len(rows) / processes for rows in together], 0, None
         shares = [np.array_split(rows, processes)[self.accelerator.process_index] for rows in together]
         return [(derive_seed(seed, number), rows) for number, rows in enumerate(shares)]
@@ -157,14 +163,15 @@ class Training:
     def train_epoch(self,
         loader,  # filled with the items of `begin_epoch`
         progress: Progress | None = None,
-    ) -> dict:  # train_loss; train_accuracy, where images are not mixed
+    ) -> float:  # the mean of what was minimized
         "Learn from every batch once. Raises `FloatingPointError` naming the images whose loss is not finite."
         def report(totals):
             progress.advance(epoch=self.epoch, loss=lambda: totals.mean_loss, accuracy=lambda: totals.accuracy)
         moved = ((rows, images.to(self.device), targets.to(self.device)) for rows, images, targets in loader)
         totals = train_epoch(self.model, moved, self.loss, self.step, report if progress else None)
         self._check_loss()
-        return totals.scores(self._sum_over_processes)
+        images, loss = self._sum_over_processes([totals.images, float(totals.loss)])
+        return loss / images
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         "Return the mean loss of a batch, with the penalty on the head's weights."
@@ -210,31 +217,35 @@ class Training:
         if self.accelerator.num_processes == 1: return sums
         return self.accelerator.reduce(torch.tensor(sums, dtype=torch.float32, device=self.device)).tolist()
 
-    def evaluate(self, model: nn.Module, inputs, labels: np.ndarray, rows: np.ndarray) -> dict:
-        "Return validation loss and accuracy; each of several processes predicts a part of the images."
+    def evaluate(self, model: nn.Module, inputs, labels: np.ndarray, rows: np.ndarray, split: str) -> dict:
+        "Return loss and accuracy of a split; each of several processes predicts a part of the images."
         from accelerate.utils import gather_object
         processes = self.accelerator.num_processes
         own = np.array_split(rows, processes)[self.accelerator.process_index]
         probabilities = predict(model, inputs, own) if len(own) else []
         if processes > 1:
             probabilities = [row for part in gather_object([probabilities]) for row in part]
-        return validation_scores(np.array(probabilities), labels[rows])
+        return loss_and_accuracy(np.array(probabilities), labels[rows], split)
 
     def validate(self, inputs, labels: np.ndarray, train: np.ndarray, validation: np.ndarray) -> dict:
-        "Return scores of the kept weights; of the raw ones too, where there is a moving average."
-        row = self.evaluate(self.kept, inputs, labels, validation)
-        raw = self.evaluate(self.raw, inputs, labels, validation) if self.ema else {}
-        row |= {f"raw_{name}": value for name, value in raw.items()}
-        if not (self.recipe.mixup or self.recipe.cutmix): return row
-        some = np.random.default_rng(0).permutation(train)[:len(validation)]  # mixed images have no accuracy
-        return row | {"train_accuracy": self.evaluate(self.kept, inputs, labels, some)["validation_accuracy"]}
+        "Return scores of the kept weights on both sets; on validation also the raw ones', where they are averaged."
+        self._share_buffers()
+        row = self.evaluate(self.kept, inputs, labels, training_sample(train, validation), "train")
+        row |= self.evaluate(self.kept, inputs, labels, validation, "validation")
+        return row | (self.evaluate(self.raw, inputs, labels, validation, "raw_validation") if self.ema else {})
+
+    def _share_buffers(self):
+        "Give all processes the batch statistics of the first one, which are the ones that are kept."
+        from accelerate.utils import broadcast
+        if self.accelerator.num_processes == 1: return
+        for model in filter(None, (self.raw, self.ema)): broadcast(list(model.buffers()))
 
     def finish_epoch(self,
         row: dict,  # the scores of the epoch
     ):
-        "Add the epoch to the history; keep the weights if it is the best so far."
+        "Add the epoch to the history; keep the weights if it is the best so far, or if the last ones are kept."
         self.history.append(row)
-        if best_epoch(self.history, self.recipe.monitor) == self.epoch:
+        if self.recipe.keep_epoch == "last" or best_epoch(self.history, self.recipe.monitor) == self.epoch:
             self.best = self.copy_weights()
         if self.recipe.schedule == "plateau": self.schedule.step(row["validation_loss"])
         self.epoch += 1
@@ -308,24 +319,28 @@ def fit(
     inputs: np.ndarray | None = None,  # (n, features) instead of the images
     workers: int = 0,  # processes that prepare batches; they do not change the result
     callback=None,  # called after each epoch with its number and its row of the history; its errors end the training
+    origin: str | Path = "",  # folder of the run whose weights the model starts with; default: that of `recipe.weights`
     **info,  # more to be written into run.json, e.g. which weights were used
 ) -> Run:
-    "Train, keep the best epoch's weights, predict the validation set. Finished runs are read, killed ones resumed."
-    process = this_process()
+    """Train, keep the weights of an epoch (see `runs.training_rows`), predict the validation set. Finished runs are
+    read, killed ones resumed."""
+    process, model = this_process(), model.to(choose_device())
     _check_fit(recipe, dataset, split, process.num_processes)
     choice = _choose(model, recipe, inputs, folder)
     probed = choice if recipe.precision == "auto" else None
+    rows = training_rows(recipe, split, fold)
+    images = used_images(dataset, split, rows, origin or recipe.weights)
     key = training_key(model, recipe, dataset, split, fold, inputs, process.num_processes, probed)
     run = Run(Path(folder) if folder else run_folder("torch", key))
     if inputs is None:
         inputs = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     with _claimed(run, key, process):
         if process.is_main_process:
-            run.start(recipe, key, data=dataset.fingerprint, split=split.hash, fold=fold,
+            run.start(recipe, key, images, rows.keeps, data=dataset.fingerprint, split=split.hash, fold=fold,
                       processes=process.num_processes, **({"computed": asdict(choice)} if probed else {}), **info)
         process.wait_for_everyone()
         if not run.finished:
-            _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback)
+            _train(run, model, recipe, dataset, rows, fold, inputs, workers, choice, callback)
         process.wait_for_everyone()
     return load_run(run, model, inputs)
 
@@ -358,27 +373,29 @@ def _claimed(run, key, process):
 
 def _batches_an_epoch(train, recipe):
     "Return the number of batches that an epoch has, with all processes together."
-    return math.ceil(len(train) / (recipe.batch_size * this_process().num_processes))
+    return count_batches(len(train), recipe.batch_size * this_process().num_processes, recipe.grad_accum_steps)
 
 # %% ../nbs/library/fitting.ipynb #144ecb05
-def _train(run, model, recipe, dataset, split, fold, inputs, workers, choice, callback):
+def _train(run, model, recipe, dataset, rows, fold, inputs, workers, choice, callback):
     "Train the epochs of a run, from its newest checkpoint on; write its history, best weights and predictions."
-    train, validation = split.rows("train", fold), split.rows("validation", fold)
-    count = _batches_an_epoch(train, recipe)
-    state = Training(model, recipe.replace(precision=choice.precision), dataset.labels[train],
-                     len(dataset.classes), count, dataset.items.id.to_numpy(object))
+    count = _batches_an_epoch(rows.train, recipe)
+    recipe = recipe.replace(precision=choice.precision, keep_epoch=rows.keeps)
+    ids = dataset.items.id.to_numpy(object)
+    state = Training(model, recipe, dataset.labels[rows.train], len(dataset.classes), count, ids)
     state.resume(run.folder / "checkpoints")
     resident = on_device(inputs, state.device)
     loader = build_loader(_batches(resident, dataset, recipe, state.device), workers)
     progress = Progress((recipe.epochs - state.epoch) * count, "training")
     with choice.applied(state.raw, autocast=False), progress:
         while state.epoch < recipe.epochs and not state.stops_early:
-            row = _one_epoch(state, loader, dataset.labels, train, validation, progress)
+            row = _one_epoch(state, loader, dataset.labels, rows.train, rows.choice, progress)
             state.finish_epoch(row)
             if state.accelerator.is_main_process: run.save_history(state.history)
             state.save_when_due(run.folder / "checkpoints", CHECKPOINT_SECONDS)
             if callback: callback(row["epoch"], row)
-    if state.accelerator.is_main_process: _finish(run, state, dataset, fold, inputs, validation)
+    state.end_mixed_precision()
+    if state.accelerator.is_main_process:
+        _finish(run, state, dataset, fold, inputs, rows.validation)
 
 def _batches(inputs, dataset, recipe, device):
     "Return the batches of a recipe; images that are on the GPU are changed there."
@@ -390,7 +407,7 @@ def _one_epoch(state, loader, labels, train, validation, progress):
     began = time.monotonic()
     loader.sampler.items = state.begin_epoch(train, labels)
     row = {"epoch": state.epoch, "learning_rate": state.optimizer.param_groups[0]["lr"]}
-    row |= state.train_epoch(loader, progress)
+    row["objective"] = state.train_epoch(loader, progress)
     row |= state.validate(loader.dataset.inputs, labels, train, validation)
     return {**row, "seconds": round(time.monotonic() - began, 3)}
 
@@ -403,7 +420,7 @@ def _finish(run, state, dataset, fold, inputs, validation):
     state.raw.load_state_dict(state.best)
     run.save_history(state.history)
     probabilities = predict(state.raw, inputs, validation)
-    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"])
+    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"], run)
     preds.save(run.folder / "predictions.parquet")
     seconds = round(sum(row["seconds"] for row in state.history), 1)
     run.note(state="finished", device=str(state.device), seconds=seconds)
@@ -418,8 +435,7 @@ def load_run(
     "Return a finished run with its trained model."
     from safetensors.torch import load_file
     model.load_state_dict(load_file(run.folder / "best.safetensors"))
-    model.eval()
-    return Run(run.folder, model, inputs)
+    return Run(run.folder, model.to(choose_device()).eval(), inputs)
 
 # %% ../nbs/library/fitting.ipynb #da9d694f
 def find_learning_rate(

@@ -16,7 +16,7 @@ from .runtime import map_blocks
 from .user_code import code_of
 
 # %% auto #0
-__all__ = ['write_images', 'decoded_key', 'decoded_images']
+__all__ = ['write_images', 'check_room', 'decoded_key', 'decoded_images']
 
 # %% ../nbs/library/image_cache.ipynb #4af2cd00
 def write_images(
@@ -25,21 +25,27 @@ def write_images(
     blocks,  # uint8 arrays that together have this shape
 ):
     "Write images to an npy file. Raises `CacheError`, before it begins, where they do not fit on the disk."
-    _check_room(path.parent, shape)
+    n, size = shape[:2]
+    needed = int(np.prod(shape))
+    fits = lambda free: (f" There is room for {free // (needed // n):,} of them, or for all of them with "
+                         f"{(side := int(size * (free / needed) ** .5))} x {side} pixels.")
+    check_room(path.parent, needed, f"{n:,} images of {size} x {size} pixels", fits)
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for block in blocks: file.write(np.ascontiguousarray(block))
 
-def _check_room(folder, shape):
-    "Raise `CacheError` for images that do not fit on the disk, saying what would."
-    n, size = shape[:2]
-    needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
+def check_room(
+    folder,  # in the cache
+    needed: int,  # bytes
+    what: str,  # is to be written there, in the plural
+    fits=lambda free: "",  # what would fit into the free bytes, a sentence after a space
+):
+    "Raise `CacheError` for what does not fit on the disk."
+    free = shutil.disk_usage(folder).free
     if needed <= free: return
-    fits = int(size * (free / needed) ** .5)
-    raise CacheError(f"{n:,} images of {size} x {size} pixels need {needed / 1e6:,.0f} MB of disk, "
-                     f"and {free / 1e6:,.0f} MB are free in {folder}. There is room for {free // (needed // n):,} of them, "
-                     f"or for all of them with {fits} x {fits} pixels. Free some room, "
-                     "or set the environment variable COURSE_ML_HOME to a folder on a larger disk")
+    raise CacheError(f"{what} need {needed / 1e6:,.0f} MB of disk, and {free / 1e6:,.0f} MB are free in {folder}."
+                     f"{fits(free)} Free some room, or set the environment variable COURSE_ML_HOME to a folder on a "
+                     "larger disk")
 
 # %% ../nbs/library/image_cache.ipynb #64f0993a
 def _decode_rows(source, locations, names, size, resize, rows):

@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from .image_sources import ImageSource
 from .listing import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, Listing, clean_path, list_files
 from .reading import split_named
 
 # %% auto #0
-__all__ = ['ARCHIVE_SUFFIX', 'folders_of', 'split_in_name', 'ImageFinder', 'JoinedImages', 'list_archives']
+__all__ = ['ARCHIVE_SUFFIX', 'folders_of', 'without_suffix', 'split_in_name', 'ImageFinder', 'JoinedImages', 'list_archives',
+           'join_listings']
 
 # %% ../nbs/library/image_names.ipynb #in000006
 ARCHIVE_SUFFIX = rf"(\.tar)?({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
@@ -31,7 +32,13 @@ def folders_of(
     path: str,  # of an image
 ) -> list[str]:  # outermost first, in lower case; an archive is a folder without its suffix
     "Return the folders that an image is in."
-    return [re.sub(ARCHIVE_SUFFIX, "", part) for part in clean_path(path).casefold().split("/")[:-1]]
+    return [without_suffix(part) for part in clean_path(path).casefold().split("/")[:-1]]
+
+def without_suffix(
+    name: str,  # of an archive
+) -> str:  # e.g. "train" for "train.tar.gz"
+    "Return a name without the suffix of an archive."
+    return re.sub(ARCHIVE_SUFFIX, "", name, flags=re.IGNORECASE)
 
 def split_in_name(
     name: str,  # of a table, e.g. train_labels.csv
@@ -69,6 +76,7 @@ class ImageFinder:
         table: str = "",  # path of the table in the listing: of several images the nearest to it is meant
     ) -> list[str | list[str]]:  # the path of each image; a list of paths where none is found (empty) or several
         "Find images by name."
+        names = list(names)
         parts = [_tail_parts(name) for name in names]
         drop, found = self._best_drop(parts)
         return [self._choose(name, len(own) - drop, numbers, table) for name, own, numbers in zip(names, parts, found)]
@@ -77,14 +85,16 @@ class ImageFinder:
         "How many folders to drop from the names of a table, and the images that each name then fits."
         tried = []
         for drop in range(max(map(len, parts), default=0)):
-            tried.append([self._lookup(own[drop:]) for own in parts])
+            tried.append(self._lookup([own[drop:] for own in parts]))
             if 2 * _number_found(tried[-1]) >= len(parts): return drop, tried[-1]
         best = max(map(_number_found, tried), default=0)
         return next(((drop, found) for drop, found in enumerate(tried) if 2 * _number_found(found) >= best),
                     (0, [[]] * len(parts)))
 
-    def _lookup(self, own):
-        return self._index(len(own)).get("/".join(own), []) if own else []
+    def _lookup(self, parts):
+        "The images that each name fits with all its parts."
+        index = {length: self._index(length) for length in set(map(len, parts)) if length}
+        return [index[len(own)].get("/".join(own), []) if own else [] for own in parts]
 
     def _choose(self, name, length, numbers, table):
         "The one image that is meant; all where it is not clear which."
@@ -144,10 +154,18 @@ def list_archives(
     if not listing.root.is_dir(): return None
     found = {path: _list_archive(listing.root / path) for path in listing.archives()}
     found = {name: inside for name, inside in found.items() if inside}
-    source = JoinedImages({name: inside.source for name, inside in found.items()})
-    paths = [f"{name}/{path}" for name, inside in found.items() for path in inside.paths]
-    set_aside = [(f"{name}/{path}", why) for name, inside in found.items() for path, why in inside.set_aside]
-    return Listing(listing.root, source, paths, set_aside) if found else None
+    return join_listings(listing.root, found) if found else None
+
+def join_listings(
+    root: Path,  # the folder that they are in
+    listings: dict[str, Listing],  # by name, e.g. train
+) -> Listing:
+    "Join listings as if each were a folder of its name."
+    source = JoinedImages({name: inside.source for name, inside in listings.items()})
+    paths = [f"{name}/{path}" for name, inside in listings.items() for path in inside.paths]
+    set_aside = [(f"{name}/{path}", why) for name, inside in listings.items() for path, why in inside.set_aside]
+    empty = [f"{name}/{folder}" for name, inside in listings.items() for folder in inside.empty]
+    return Listing(root, source, paths, set_aside, empty)
 
 def _list_archive(path):
     "The listing of an archive; None where it cannot be read."

@@ -5,7 +5,9 @@
 # %% ../nbs/library/image_sources.ipynb #eb6fbd15
 from __future__ import annotations
 
+import bz2
 import contextlib
+import copy
 import hashlib
 import lzma
 import os
@@ -44,13 +46,15 @@ from course_ml.provenance import (
 from .runtime import map_blocks
 
 # %% auto #0
-__all__ = ['MOST_BYTES', 'MOST_UNPACKED', 'MOST_RATIO', 'MOST_ANY_RATIO', 'UNREADABLE', 'LEADS_OUT', 'DAMAGED_MEMBER',
-           'OTHER_ARCHIVES', 'ImageSource', 'FolderImages', 'ArchiveImages', 'ZipImages', 'TarImages', 'open_archive',
+__all__ = ['MOST_BYTES', 'MOST_TABLE_BYTES', 'MOST_UNPACKED', 'MOST_RATIO', 'MOST_ANY_RATIO', 'UNREADABLE', 'LEADS_OUT',
+           'DAMAGED_MEMBER', 'OTHER_ARCHIVES', 'ImageSource', 'most_unpacked', 'FolderImages', 'ArchiveImages',
+           'leads_out', 'is_link_or_device', 'open_member', 'member_blocks', 'ZipImages', 'TarImages', 'open_archive',
            'ArrayImages']
 
 # %% ../nbs/library/image_sources.ipynb #db206c16
 MOST_BYTES = 2**30  # of one file that is read into memory: 1 GiB
-MOST_UNPACKED = 50 * 2**30  # bytes that a compressed tar archive may have unpacked
+MOST_TABLE_BYTES = 2**28  # of one table, which takes many times as much when it is read: 256 MiB
+MOST_UNPACKED = 50 * 2**30  # bytes that an archive may have unpacked
 MOST_RATIO = 200  # how many times the archive's own size that may be
 MOST_ANY_RATIO = 2**26  # bytes that one member of a zip may have unpacked, however little is stored: 64 MiB
 UNREADABLE = "0" * 64  # the digest of what cannot be read
@@ -61,6 +65,10 @@ class ImageSource:
     def content(self, location) -> bytes:
         "Return the bytes of an image. Raises `UnreadableImage`, or `OSError`."
         raise NotImplementedError
+
+    def size(self, location) -> int:
+        "Return the number of bytes that `content` returns, before any is read."
+        return len(self.content(location))
 
     def head(self, location) -> bytes:
         "Return the first bytes of an image, at least 32 of them where there are so many."
@@ -123,6 +131,14 @@ def _deep_ranges(source, locations):
         return [one for one in found if one]
     return [one for block in map_blocks(of_block, len(locations), "ranges of values") for one in block]
 
+def most_unpacked(
+    packed: int,  # size of an archive (bytes)
+    most_bytes: int = MOST_UNPACKED,
+    most_ratio: float = MOST_RATIO,
+) -> int:
+    "Return how many bytes an archive may have unpacked."
+    return int(min(most_bytes, most_ratio * packed))
+
 def _check_size(size):
     "Raise `UnreadableImage` for a file that is too large to be read."
     if size > MOST_BYTES:
@@ -140,6 +156,10 @@ class FolderImages(ImageSource):
         path = Path(self.root) / location
         _check_size(path.stat().st_size)
         return path.read_bytes()
+
+    def size(self, location) -> int:
+        "Return the size of a file. Raises `OSError`."
+        return (Path(self.root) / location).stat().st_size
 
     def head(self, location) -> bytes:
         "Return the first bytes of a file."
@@ -194,12 +214,56 @@ class ArchiveImages(ImageSource):
                 write_json(path, {name: digest for name, digest in known.items() if digest != UNREADABLE})
         return [known[location] for location in locations]
 
-def _leads_out(name):
-    "Whether a member of an archive would be outside of the folder that the archive is unpacked to."
-    return name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:", name) is not None
+def leads_out(
+    name: str,  # of a member of an archive
+) -> bool:
+    "Return whether a file of this name would be outside of the folder that the archive is unpacked to."
+    name = name.replace("\\", "/")
+    return name.startswith("/") or ".." in name.split("/") or "\0" in name or re.match("[A-Za-z]:", name) is not None
 
 # %% ../nbs/library/image_sources.ipynb #80cbd5b9
-DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # from reading one
+DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+                  RuntimeError)  # from reading one
+
+def is_link_or_device(
+    entry: zipfile.ZipInfo,
+) -> bool:
+    "Return whether a member of a zip is neither a file nor a folder."
+    return stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+
+def open_member(
+    archive: zipfile.ZipFile,
+    entry: zipfile.ZipInfo,  # of a member that is not encrypted
+):  # an open file
+    "Open a member of a zip so that reading n bytes unpacks about n, also with bzip2 and LZMA."
+    if entry.compress_type not in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA): return archive.open(entry)
+    stored = copy.copy(entry)  # a member with the packed bytes as its content
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, entry.compress_size
+    del stored.CRC
+    packed = archive.open(stored)
+    if entry.compress_type == zipfile.ZIP_BZIP2: return bz2.BZ2File(packed)
+    return lzma.LZMAFile(packed, format=lzma.FORMAT_RAW, filters=[_lzma_filter(packed.read(9), entry.file_size)])
+
+def _lzma_filter(head, size):
+    "The settings that precede a member packed with LZMA; its dictionary needs no more memory than the member."
+    if len(head) < 9 or head[4] >= 225: raise zipfile.BadZipFile("no settings of LZMA")
+    return {"id": lzma.FILTER_LZMA1, "lc": head[4] % 9, "lp": head[4] // 9 % 5, "pb": head[4] // 45,
+            "dict_size": min(int.from_bytes(head[5:], "little"), size) + 4096}
+
+def member_blocks(
+    archive: zipfile.ZipFile,
+    entry: zipfile.ZipInfo,  # of a member that is not encrypted
+):
+    "Yield a member of a zip in blocks of up to 1 MiB, never more than its entry states. Raises `DAMAGED_MEMBER`."
+    checksum, left = 0, entry.file_size
+    with open_member(archive, entry) as file:
+        while left:
+            try: block = file.read(min(left, 2**20))
+            except OSError as error: raise zipfile.BadZipFile(str(error)) from None  # bzip2's error
+            if not block: raise zipfile.BadZipFile(f"ends {left:,} bytes too early")
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+            yield block
+    if checksum != entry.CRC: raise zipfile.BadZipFile("its checksum differs")
 
 class ZipImages(ArchiveImages):
     "Members of a zip archive; a location is a member's name."
@@ -220,18 +284,24 @@ class ZipImages(ArchiveImages):
         _check_size(entry.file_size)
         if entry.file_size > max(MOST_ANY_RATIO, MOST_RATIO * entry.compress_size):
             raise UnreadableImage(f"unpacks to {entry.file_size:,} bytes, more than {MOST_RATIO} times what is stored")
-        return self._read(location, -1)
+        with _damage_named(): return b"".join(member_blocks(self._archive, entry))
+
+    def size(self, location) -> int:
+        "Return the size of a member, as its entry states it. Raises `UnreadableImage`."
+        return _member(self, location).file_size
 
     def head(self, location) -> bytes:
         "Return the first bytes of a member. Raises `UnreadableImage`."
-        return self._read(location, 32)
+        entry = _member(self, location)
+        with _damage_named(), open_member(self._archive, entry) as file:
+            return file.read(min(entry.file_size, 32))
 
-    def _read(self, location, size):
-        try:
-            with self._archive.open(_member(self, location)) as file:
-                return file.read(size)
-        except DAMAGED_MEMBER as error:
-            raise UnreadableImage(f"damaged in the archive: {error or type(error).__name__}") from None
+@contextlib.contextmanager
+def _damage_named():
+    "Turn the errors of a damaged member into `UnreadableImage`."
+    try: yield
+    except (*DAMAGED_MEMBER, OSError) as error:
+        raise UnreadableImage(f"damaged in the archive: {error or type(error).__name__}") from None
 
 def _member(archive, name):
     "How to find a member. Raises `UnreadableImage` for one that is not there."
@@ -250,10 +320,9 @@ def _zip_places(archive):
 
 def _why_not(entry, name):
     "Why a member of a zip is not used; empty for one that is."
-    if _leads_out(name): return LEADS_OUT
+    if leads_out(name): return LEADS_OUT
     if entry.flag_bits & 1: return "encrypted; unpack it with its password"
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a device in an archive"
+    return "a link or a device in an archive" if is_link_or_device(entry) else ""
 
 # %% ../nbs/library/image_sources.ipynb #cd4aebd2
 class TarImages(ArchiveImages):
@@ -275,6 +344,10 @@ class TarImages(ArchiveImages):
         if len(content) == size: return content
         raise UnreadableImage(f"damaged: the archive ends after {len(content):,} of its {size:,} bytes")
 
+    def size(self, location) -> int:
+        "Return the size of a member. Raises `UnreadableImage`."
+        return _member(self, location)[1]
+
     def head(self, location) -> bytes:
         "Return the first bytes of a member. Raises `UnreadableImage`."
         start, size = _member(self, location)
@@ -289,7 +362,7 @@ def _tar_places(path):
         while member := _next_member(archive):
             archive.members = []  # tarfile would keep a kilobyte for each
             name, place = member.name.removeprefix("./"), _place(member, places)
-            if _leads_out(name): set_aside.append((name, LEADS_OUT))
+            if leads_out(name): set_aside.append((name, LEADS_OUT))
             elif place: places[name] = place
             elif member.isdir(): folders.append(f"{name}/")
             else: set_aside.append((name, "a link, a device or a sparse file in an archive"))
@@ -322,7 +395,7 @@ def _plain_tar(path):
 
 def _unpack(path, target):
     "Unpack a compressed tar archive into one file. Raises `ValueError` past the limits."
-    most = min(MOST_UNPACKED, MOST_RATIO * os.path.getsize(path))
+    most = most_unpacked(os.path.getsize(path))
     with tarfile.open(path) as archive, open(target, "wb") as file:
         archive.fileobj.seek(0)
         while block := archive.fileobj.read(2**20):

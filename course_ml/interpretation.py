@@ -15,23 +15,25 @@ import torch
 from .data import Dataset
 from .experiment import load_model
 from .intervals import estimates
+from .lettering import drawn_names
 from .metrics import SCORES, sample_sizes
-from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle, shorten
+from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle
 from .predictions import Predictions
 from .runs import Run
+from .runtime import choose_device
 from .training import to_batch
 from .transfer import TransferModel
 from .transforms import prepare_images
 
 # %% auto #0
 __all__ = ['train_validation_gap', 'last_feature_map', 'grad_cam', 'plot_grad_cam', 'embed', 'plot_embedding', 'brightness',
-           'slices', 'plot_slices', 'apply_temperature', 'find_temperature']
+           'slices', 'plot_slices', 'apply_temperature', 'Temperature', 'find_temperature']
 
 # %% ../nbs/06a_interpretation.ipynb #3f4751bf
 def train_validation_gap(
     runs: dict[str, Run],  # finished, by name
 ) -> pd.DataFrame:  # run, best epoch, train accuracy, validation accuracy, gap, n
-    "Return how much better each run is on its training set than on its validation set, at its best epoch."
+    "Return how much better each run is on training images than on validation images, both evaluated alike."
     rows = []
     for name, run in runs.items():
         best = run.history.iloc[run.best_epoch]
@@ -75,7 +77,7 @@ def grad_cam(
     "Return how much each place of an image speaks for a class. Raise `ValueError` for a Keras run."
     if run.recipe.framework != "torch":
         raise ValueError("grad_cam: this is a run of Keras; grad_cam works on torch models")
-    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam import HiResCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model = load_model(run, len(dataset.classes)).eval()
@@ -83,9 +85,9 @@ def grad_cam(
         model.unfreeze(len(model.blocks()))  # a frozen backbone has no gradients
     recipe = run.recipe
     prepared = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
-    images = to_batch(prepared, rows, next(model.parameters()).device)
+    images = to_batch(prepared, rows, choose_device())
     targets = None if labels is None else [ClassifierOutputTarget(int(label)) for label in labels]
-    with GradCAM(model, [last_feature_map(model, images)]) as camera:
+    with HiResCAM(model, [last_feature_map(model, images)]) as camera:
         return camera(images, targets)
 
 # %% ../nbs/06a_interpretation.ipynb #8cf41652
@@ -95,7 +97,7 @@ def _draw_heat(above, below, image: np.ndarray, heat: np.ndarray) -> None:
         axis.imshow(image, interpolation="none")
         axis.set_axis_off()
     edge = len(image) - 0.5
-    below.imshow(heat, cmap="magma", alpha=0.6, vmin=0, vmax=1, extent=(-0.5, edge, edge, -0.5))
+    below.imshow(heat, cmap="magma", alpha=0.8 * heat, vmin=0, vmax=1, extent=(-0.5, edge, edge, -0.5))
 
 
 def plot_grad_cam(
@@ -109,10 +111,11 @@ def plot_grad_cam(
     positions = pd.Index(dataset.items.id).get_indexer(np.array(predictions.ids, object)[rows])
     heat, images = grad_cam(run, dataset, positions), images_of(predictions, dataset, rows, size)
     figure, axes = new_figure(2, len(rows), 1.3 * len(rows), 3)
+    names = list(drawn_names(predictions.classes, 14).values())
     for (above, below), row, image, map_of_image in zip(axes.T, rows, images, heat):
         correct = predictions.y_pred[row] == predictions.y_true[row]
         _draw_heat(above, below, image, map_of_image)
-        title = f"{'✓' if correct else '✗'} {shorten(predictions.classes[predictions.y_pred[row]], 14)}"
+        title = f"{'✓' if correct else '✗'} {names[predictions.y_pred[row]]}"
         above.set_title(title, fontsize=8, color=CORRECT if correct else INCORRECT)
     return settle(figure)
 
@@ -137,7 +140,7 @@ def embed(
 
 def _color_classes(axis, points: np.ndarray, predictions: Predictions, most: int) -> None:
     "Draw the largest classes in colors of their own, the others in gray."
-    truth = predictions.y_true
+    truth, names = predictions.y_true, list(drawn_names(predictions.classes, 18).values())
     counts = np.bincount(truth, minlength=len(predictions.classes))
     named = [label for label in np.argsort(-counts, kind="stable")[: min(most, len(COLORS))] if counts[label]]
     rest = ~np.isin(truth, named)
@@ -145,7 +148,7 @@ def _color_classes(axis, points: np.ndarray, predictions: Predictions, most: int
     axis.scatter(*points[rest].T, s=8, color="lightgray", label=label)
     for k, label in enumerate(named):
         style = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
-        axis.scatter(*points[truth == label].T, s=14, label=shorten(predictions.classes[label], 18), **style)
+        axis.scatter(*points[truth == label].T, s=14, label=names[label], **style)
 
 
 def plot_embedding(
@@ -174,15 +177,49 @@ def brightness(
     return np.array([np.asarray(image).mean() / 255 for image in dataset.images(size)])
 
 
-def _slice_values(predictions: Predictions, dataset: Dataset, by: str | np.ndarray, bins: int) -> pd.Series:
-    "Return the slice of each prediction: a value, or a bin where there are more than 10 different numbers."
+def _values_of(predictions: Predictions, dataset: Dataset, by: str | np.ndarray) -> pd.Series:
+    "Return the value of each prediction's image, NaN where it is missing or empty."
     if isinstance(by, str) and by not in dataset.items:
         raise ValueError(f"slices: {dataset.name} has no column {by!r}; it has {', '.join(dataset.items)}")
+    if len(dataset) != len(values := dataset.items[by] if isinstance(by, str) else by):
+        raise ValueError(f"slices: {len(values)} values for {len(dataset)} images of {dataset.name}")
     positions = pd.Index(dataset.items.id).get_indexer(predictions.ids)
-    values = pd.Series(dataset.items[by] if isinstance(by, str) else by).iloc[positions].reset_index(drop=True)
-    if pd.api.types.is_numeric_dtype(values) and values.nunique() > 10:
-        values = pd.qcut(values, bins, duplicates="drop", precision=2).astype(str)
-    return values
+    if (positions < 0).any():
+        unknown = predictions.ids[(positions < 0).argmax()]
+        raise ValueError(f"{dataset.name} has no image {unknown!r}: these predictions are of another data set")
+    values = pd.Series(values).iloc[positions].reset_index(drop=True)
+    return values.mask(values.astype(str).str.strip() == "")
+
+
+def _as_numbers(values: pd.Series) -> pd.Series:
+    "Return numbers, also of strings; NaN for all where one is a word, or a code that begins with 0 such as 007."
+    known = values.dropna()
+    numbers = pd.to_numeric(known, errors="coerce").astype(float)
+    is_code = known.astype(str).str.match(r"\s*0\d")
+    return numbers[[] if numbers.isna().any() or is_code.any() else numbers.index].reindex(values.index)
+
+
+def _binned(numbers: pd.Series, bins: int) -> tuple[pd.Series, list]:
+    "Return the bin of each number, named by its edges (above the first, up to the second), and the bins in order."
+    edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, bins + 1)))
+    digits = next(d for d in range(3, 18) if len({f"{edge:.{d}g}" for edge in edges}) == len(edges))
+    names = [f"{low:.{digits}g} to {high:.{digits}g}" for low, high in zip(edges, edges[1:])]
+    known = numbers.dropna()
+    return pd.Series(np.array(names, object)[np.searchsorted(edges[1:-1], known)], known.index), names
+
+
+def _slice_values(values: pd.Series, bins: int) -> tuple[pd.Series, list]:
+    "Return the slice of each value, and the slices in order; numbers with more than 10 different values are binned."
+    numbers = _as_numbers(values)
+    if numbers.nunique() > 10:
+        known, names = _binned(numbers, bins)
+    else:
+        known = values.dropna()
+        by_number = known.index[numbers[known.index].argsort(kind="stable")]
+        names = list(known[by_number].unique()) if numbers.notna().any() else sorted(known.unique(), key=str)
+    if len(known) < len(values):
+        names = [*names, "missing"]
+    return known.reindex(values.index).astype(object).fillna("missing"), names
 
 
 def slices(
@@ -190,12 +227,12 @@ def slices(
     dataset: Dataset,
     by: str | np.ndarray,  # a column of its items, or a value for each of its images
     bins: int = 4,  # of equal number of images, where the values are numbers with more than 10 different ones
-) -> pd.DataFrame:  # slice, n, maybe groups, accuracy, low, high
+) -> pd.DataFrame:  # slice, n, maybe groups, accuracy, low, high; the last slice is "missing" where values are
     "Return the accuracy in each slice with its 95 % interval. Raise `ValueError` for a column that does not exist."
-    values = _slice_values(predictions, dataset, by, bins)
+    values, names = _slice_values(_values_of(predictions, dataset, by), bins)
     rows = []
-    for value, table in predictions.table.groupby(values.to_numpy(), sort=True):
-        inside = replace(predictions, table=table.reset_index(drop=True))
+    for value in names:
+        inside = replace(predictions, table=predictions.table[(values == value).to_numpy()].reset_index(drop=True))
         accuracy, low, high, _ = estimates([SCORES["top-1 accuracy"]], inside)[0]
         rows.append({"slice": value, **sample_sizes(inside), "accuracy": accuracy, "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -209,10 +246,11 @@ def plot_slices(
     figure, ((axis,),) = new_figure(1, 1, 5, 0.3 * len(table) + 0.8)
     sides = [table.accuracy - table.low, table.high - table.accuracy]
     axis.errorbar(table.accuracy, range(len(table)), xerr=sides, fmt="o", ms=4, capsize=2, color=COLORS[0])
-    labels = [f"{value} ({n})" for value, n in zip(table.slice, table.n)]
+    names = drawn_names(table.slice.map(str), kind="slice")
+    labels = [f"{names[str(value)]} ({n})" for value, n in zip(table.slice, table.n)]
     axis.set_yticks(range(len(table)), labels, fontsize=8)
     axis.axvline(overall, color="gray", linestyle=":")
-    axis.set(xlabel="accuracy with 95 % interval; in parentheses: images", ylim=(len(table) - 0.5, -0.5))
+    axis.set(xlabel="accuracy with 95 % interval\n(in parentheses: images)", ylim=(len(table) - 0.5, -0.5))
     return settle(figure)
 
 # %% ../nbs/06a_interpretation.ipynb #06235c1b
@@ -227,12 +265,19 @@ def apply_temperature(
     powers = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = powers / powers.sum(1, keepdims=True)
     columns = {f"p:{name}": probabilities[:, c] for c, name in enumerate(predictions.classes)}
-    return replace(predictions, table=predictions.table.assign(**columns))
+    scaled = replace(predictions, table=predictions.table.assign(**columns))
+    own = isinstance(temperature, Temperature) and not temperature.ids.isdisjoint(predictions.ids)
+    return scaled.marked("temperature" * own)
+
+
+class Temperature(float):
+    "A temperature that knows the ids of the images it was found on."
+    ids: frozenset
 
 
 def find_temperature(
-    predictions: Predictions,  # of validation images
-) -> float:
+    predictions: Predictions,  # of validation images; the scores of these images are marked when it is applied
+) -> Temperature:
     "Return the temperature of the lowest log loss."
     from scipy.optimize import minimize_scalar
 
@@ -241,4 +286,6 @@ def find_temperature(
         of_true = scaled.probabilities[np.arange(len(scaled)), scaled.y_true]
         return -np.log(np.maximum(of_true, 1e-15)).mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    found = Temperature(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    found.ids = frozenset(predictions.ids)
+    return found

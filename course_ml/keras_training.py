@@ -46,9 +46,9 @@ from course_ml.provenance import (
     run_folder,
     write_json,
 )
-from .runs import Run, decisive_inputs
+from .runs import Run, decisive_inputs, training_rows, used_images
 from .runtime import Progress
-from .training import class_weights, epoch_batches, lr_factor
+from .training import class_weights, epoch_batches, loss_and_accuracy, lr_factor, training_sample
 from .transforms import CROP_RATIO, mix_batch, prepare_images
 from .user_code import code_of
 
@@ -195,9 +195,10 @@ class TrainingBatches(KerasBatches):
         mixup: float = 0.0,  # see `transforms.mix_batch`; 0: off
         cutmix: float = 0.0,  # see `transforms.mix_batch`; 0: off
         balanced: bool = False,  # draw so that all classes are equally frequent
+        grad_accum_steps: int = 1,  # batches that make one step
     ):
         super().__init__(images, labels, rows, classes, batch_size)
-        self.weights, self.seed, self.balanced = weights, seed, balanced
+        self.weights, self.seed, self.balanced, self.grad_accum_steps = weights, seed, balanced, grad_accum_steps
         self.augment, self.mixup, self.cutmix = augment, mixup, cutmix
         self.begin(epoch=0)
 
@@ -207,7 +208,7 @@ class TrainingBatches(KerasBatches):
         "Assign the rows to the batches of an epoch."
         drawn = self.labels[self.rows] if self.balanced else None
         self.epoch, seed = epoch, derive_seed(self.seed, "epoch", epoch)
-        self.batches = epoch_batches(self.rows, self.batch_size, seed, drawn)
+        self.batches = epoch_batches(self.rows, self.batch_size, seed, drawn, self.grad_accum_steps)
 
     def __getitem__(self, index):
         images, targets = super().__getitem__(index)
@@ -255,11 +256,13 @@ class KerasSchedule(keras.optimizers.schedules.LearningRateSchedule):
     "A learning rate for each optimizer step, as Keras asks for it."
     def __init__(self,
         rates: list[float],  # of the first step, the second, ...; then the last one stays
+        grad_accum_steps: int = 1,  # batches that make one step
     ):
-        self.rates = keras.ops.convert_to_tensor(rates)
+        self.rates, self.grad_accum_steps = keras.ops.convert_to_tensor(rates), grad_accum_steps
 
-    def __call__(self, step):
-        return keras.ops.take(self.rates, keras.ops.minimum(keras.ops.cast(step, "int32"), len(self.rates) - 1))
+    def __call__(self, batch):  # Keras counts batches
+        step = keras.ops.cast(batch, "int32") // self.grad_accum_steps
+        return keras.ops.take(self.rates, keras.ops.minimum(step, len(self.rates) - 1))
 
     def get_config(self): return {}
 
@@ -269,23 +272,26 @@ def keras_lr(
     epochs: int,  # of the training
     steps: int,  # optimizer steps in an epoch
     warmup_epochs: float = 0.0,  # epochs in which the learning rate rises
+    grad_accum_steps: int = 1,  # batches that make one step
 ) -> float | KerasSchedule:
     "Return the schedule of `training.lr_factor`; a number where the learning rate is constant or falls on a plateau."
     if name != "cosine" and not warmup_epochs: return lr
     factors = [lr_factor(step / steps, name, epochs, lr, warmup_epochs) for step in range(epochs * steps + 1)]
-    return KerasSchedule([lr * factor for factor in factors])
+    return KerasSchedule([lr * factor for factor in factors], grad_accum_steps)
 
 # %% ../nbs/02b_keras.ipynb #33a6122a
 class ProgressCallback(keras.callbacks.Callback):
-    "Show progress, add seconds and learning rate to the log, stop at a loss that is not a number, call `callback`."
+    "Show progress, add scores of training images to the log, stop at a loss that is not a number, call `callback`."
     def __init__(self,
         progress: Progress,
         batches: TrainingBatches,
+        sample: np.ndarray,  # positions of the training images that are evaluated, see `training.training_sample`
         ids,  # names of all images
         callback=None,  # called after each epoch with its number and its validation scores
     ):
         super().__init__()
-        self.progress, self.batches, self.ids, self.callback = progress, batches, np.asarray(ids), callback
+        self.progress, self.batches, self.sample = progress, batches, sample
+        self.ids, self.callback = np.asarray(ids), callback
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.began, self.rate = epoch, time.monotonic(), float(self.model.optimizer.learning_rate)
@@ -298,9 +304,12 @@ class ProgressCallback(keras.callbacks.Callback):
         self.progress.advance(epoch=self.epoch, loss=logs["loss"], accuracy=logs["accuracy"])
 
     def on_epoch_end(self, epoch, logs=None):
-        logs.update(seconds=round(time.monotonic() - self.began, 3), learning_rate=self.rate)
+        if not math.isfinite(logs["val_cross_entropy"]): logs["val_accuracy"] = math.nan
+        probabilities = predict_keras(self.model, self.batches.images, self.sample)
+        train = loss_and_accuracy(probabilities, self.batches.labels[self.sample], "train")
+        logs.update(train, seconds=round(time.monotonic() - self.began, 3), learning_rate=self.rate)
         scores = {"validation_loss": logs["val_cross_entropy"], "validation_accuracy": logs["val_accuracy"]}
-        if self.callback: self.callback(epoch, scores)
+        if self.callback: self.callback(epoch, train | scores)
 
 # %% ../nbs/02b_keras.ipynb #74d272e6
 class SeedEpoch(keras.callbacks.Callback):
@@ -348,6 +357,9 @@ class Checkpoint(keras.callbacks.Callback):
         return epoch
 
     def on_train_begin(self, logs=None):
+        for callback in self.others:  # to Keras any first score is an improvement, also one that is not a number
+            if "best" not in vars(callback): continue
+            callback.best = -math.inf if callback.mode == "max" else math.inf
         for callback, counters in zip(self.others, self.state["counters"]):
             vars(callback).update(counters)
 
@@ -363,7 +375,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _counters(self, callback):
         "Return what a callback remembers."
-        return {name: vars(callback)[name] for name in self.COUNTERS if name in vars(callback)}
+        values = {name: vars(callback)[name] for name in self.COUNTERS if name in vars(callback)}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
 # %% ../nbs/02b_keras.ipynb #e9624126
 def probabilities_of_batch(
@@ -397,16 +410,20 @@ def fit_keras(
     callback=None,  # called after each epoch with its number and its validation scores; its errors end the training
     **info,  # more to be written into run.json
 ) -> Run:
-    "Train, keep the best epoch's weights, predict the validation set. Finished runs are read, killed ones resumed."
+    """Train, keep the weights of an epoch (see `runs.training_rows`), predict the validation set. Finished runs are
+    read, killed ones resumed."""
     if recipe.framework != "keras":
         raise ValueError("this recipe is for torch: use fitting.fit, or recipe.replace(framework='keras')")
     split.matches(dataset)
+    rows = training_rows(recipe, split, fold)
+    used = used_images(dataset, split, rows, recipe.weights)
     key = keras_key(model, recipe, dataset, split, fold)
     run = Run(Path(folder) if folder else run_folder("keras", key))
     images = prepare_images(dataset, recipe.image_size, recipe.resize, recipe.preprocess)
     with run.claimed(key):
-        run.start(recipe, key, data=dataset.fingerprint, split=split.hash, fold=fold, **_weights_info(recipe), **info)
-        if not run.finished: _train(run, model, recipe, dataset, split, fold, images, callback)
+        run.start(recipe, key, used, rows.keeps, data=dataset.fingerprint, split=split.hash, fold=fold,
+                  **_weights_info(recipe), **info)
+        if not run.finished: _train(run, model, recipe, dataset, rows, fold, images, callback)
     model.load_weights(run.folder / "best.weights.h5")
     return Run(run.folder, model, images)
 
@@ -474,47 +491,50 @@ def _weights_info(recipe):
 
 # %% ../nbs/02b_keras.ipynb #66f65cb1
 def keras_callbacks(
-    folder: Path,  # gets the best weights
+    folder: Path,  # gets the weights that are kept
     log: Path,  # the CSV with a line for each epoch
     monitor: str = "loss",  # "loss" or "accuracy", on the validation set
     patience: int = 0,  # stop after so many epochs without improvement; 0: never
     plateau: bool = False,  # divide the learning rate by ten after three epochs without improvement
+    keeps: str = "best",  # which epoch's weights: of the "best" one or of the "last" one
 ) -> list[keras.callbacks.Callback]:
     "Return Keras's own callbacks."
     loss = {"monitor": "val_cross_entropy", "mode": "min"}
     monitored = loss if monitor == "loss" else {"monitor": "val_accuracy", "mode": "max"}
     callbacks, own = [], keras.callbacks
     best = str(folder / "best.weights.h5")
-    callbacks.append(own.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **monitored))
+    callbacks.append(own.ModelCheckpoint(best, save_best_only=keeps == "best", save_weights_only=True, **monitored))
     if patience: callbacks.append(own.EarlyStopping(patience=patience, **monitored))
     if plateau: callbacks.append(own.ReduceLROnPlateau(factor=.1, patience=3, min_delta=0, **loss))
     return [*callbacks, own.CSVLogger(log, append=True)]
 
 # %% ../nbs/02b_keras.ipynb #23e7733d
-def _train(run, model, recipe, dataset, split, fold, images, callback):
+def _train(run, model, recipe, dataset, rows, fold, images, callback):
     "Train the epochs of a run, from its checkpoint on."
     checkpoints = run.folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    training, validating = _batches(recipe, dataset, split, fold, images)
+    training, choosing = _batches(recipe, dataset, rows, images)
     compile_keras(model, recipe, len(training))
     own = keras_callbacks(run.folder, checkpoints / "log.csv", recipe.monitor, recipe.patience,
-                          plateau=recipe.schedule == "plateau")
+                          recipe.schedule == "plateau", rows.keeps)
     checkpoint = Checkpoint(checkpoints, own)
     epoch = checkpoint.restore(model)
     with Progress((recipe.epochs - epoch) * len(training), "training") as progress:
-        shown = ProgressCallback(progress, training, dataset.items.id, callback)
+        sample = training_sample(training.rows, choosing.rows)
+        shown = ProgressCallback(progress, training, sample, dataset.items.id, callback)
         if epoch < recipe.epochs and not checkpoint.state["stopped"]:
-            model.fit(training, validation_data=validating, epochs=recipe.epochs, initial_epoch=epoch, shuffle=False,
+            model.fit(training, validation_data=choosing, epochs=recipe.epochs, initial_epoch=epoch, shuffle=False,
                       verbose=0, callbacks=[shown, SeedEpoch(training, recipe.seed), *own, checkpoint])
-    _finish(run, model, dataset, fold, images, validating.rows)
+    _finish(run, model, dataset, fold, images, rows.validation)
 
-def _batches(recipe, dataset, split, fold, images):
-    "Return the batches of the training set and those of the validation set."
-    train, validation, classes = split.rows("train", fold), split.rows("validation", fold), len(dataset.classes)
-    weights = class_weights(dataset.labels[train], classes, recipe.class_weights)
-    training = TrainingBatches(images, dataset.labels, train, classes, recipe.batch_size, weights, recipe.seed,
-                               recipe.augment, recipe.mixup, recipe.cutmix, recipe.sampling == "balanced")
-    return training, KerasBatches(images, dataset.labels, validation, classes, recipe.batch_size)
+def _batches(recipe, dataset, rows, images):
+    "Return the batches of the training set, and those of the images that are scored after each epoch."
+    classes = len(dataset.classes)
+    weights = class_weights(dataset.labels[rows.train], classes, recipe.class_weights)
+    training = TrainingBatches(images, dataset.labels, rows.train, classes, recipe.batch_size, weights, recipe.seed,
+                               recipe.augment, recipe.mixup, recipe.cutmix, recipe.sampling == "balanced",
+                               recipe.grad_accum_steps)
+    return training, KerasBatches(images, dataset.labels, rows.choice, classes, recipe.batch_size)
 
 def compile_keras(
     model: keras.Model,  # gives logits
@@ -523,25 +543,30 @@ def compile_keras(
 ):
     "Give a model the optimizer, the loss and the scores of a recipe."
     steps = math.ceil(batches / recipe.grad_accum_steps)
-    lr = keras_lr(recipe.schedule, recipe.learning_rate, recipe.epochs, steps, recipe.warmup_epochs)
+    lr = keras_lr(recipe.schedule, recipe.learning_rate, recipe.epochs, steps, recipe.warmup_epochs,
+                  recipe.grad_accum_steps)
     optimizer = keras_optimizer(recipe.optimizer, lr, recipe.weight_decay, recipe.max_grad_norm,
                                 recipe.grad_accum_steps)
+    optimizer.exclude_from_weight_decay([weight for weight in model.trainable_variables if len(weight.shape) < 2])
     cross_entropy = keras.metrics.CategoricalCrossentropy(from_logits=True, name="cross_entropy")
     loss = keras_loss(recipe.label_smoothing, recipe.focal_gamma)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy", cross_entropy])
 
 # %% ../nbs/02b_keras.ipynb #3d83dd6a
-HISTORY = {"epoch": "epoch", "learning_rate": "learning_rate", "loss": "train_loss", "accuracy": "train_accuracy",
+HISTORY = {"epoch": "epoch", "learning_rate": "learning_rate", "loss": "objective",
+           "train_loss": "train_loss", "train_accuracy": "train_accuracy",
            "val_cross_entropy": "validation_loss", "val_accuracy": "validation_accuracy", "seconds": "seconds"}
 
 def _finish(run, model, dataset, fold, images, validation):
     "Write what the run leaves behind; its state becomes `finished` last of all."
+    if not (run.folder / "best.weights.h5").exists():
+        raise FloatingPointError("the validation loss was not a number in any epoch. Lower learning_rate")
     model.save_weights(run.folder / "last.weights.h5")
     history = pd.read_csv(run.folder / "checkpoints" / "log.csv")[list(HISTORY)].rename(columns=HISTORY)
     run.save_history(history.to_dict("records"))
     model.load_weights(run.folder / "best.weights.h5")
     probabilities = predict_keras(model, images, validation)
-    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"])
+    preds = Predictions.make(dataset, validation, probabilities, "validation", fold, run.info["key"], run)
     preds.save(run.folder / "predictions.parquet")
     run.note(state="finished", device="keras on tensorflow", seconds=round(history.seconds.sum(), 1))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from .config import Recipe
 from .data import Split
 from .datasets import load_dataset
+from .evidence import named_with_mark
 from .experiment import train_recipe
 from .provenance import atomic_path
 from .reading import add_reading_options, reading_options
@@ -72,7 +73,8 @@ def train_from_command_line(
     split = Split.load(chosen.split) if chosen.split else Split.of(dataset)
     run = train_recipe(Recipe.from_yaml(chosen.recipe.read_text()), dataset, split, chosen.fold, chosen.folder)
     accuracy = run.history.validation_accuracy[run.best_epoch]
-    print(f"{run.folder}: validation accuracy {accuracy:.3f}, epoch {run.best_epoch}")
+    mark = named_with_mark("", "epoch" * run.chooses)
+    print(f"{run.folder}: validation accuracy {accuracy:.3f}, epoch {run.best_epoch} {mark}".strip())
 
 def _parser():
     "Return the parser of the command line."

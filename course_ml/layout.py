@@ -221,25 +221,28 @@ def _only_split(folder, level, splits):
 LAST_FOLDER = "([^/]+)/[^/]+$"
 
 def read_pattern(
-    label_pattern: str,  # a regular expression with a group, the first one or one called `label`
+    regex: str,  # a regular expression with a group, the first one or one called `label` (`group`)
+    option: str = "label_pattern",  # that it was given for, or `group_pattern`
 ) -> re.Pattern:
     "Compile a pattern. Raises `ValueError` for one that is not valid or has no group."
-    try: pattern = re.compile(label_pattern)
+    try: pattern = re.compile(regex)
     except re.error as error:
-        raise ValueError(f"label_pattern {label_pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{option} {regex!r} is no regular expression: {error}") from None
     if pattern.groups: return pattern
-    raise ValueError(f"label_pattern {label_pattern!r} has no group; put the part of the name that is the class "
+    what = "class" if option == "label_pattern" else "group"
+    raise ValueError(f"{option} {regex!r} has no group; put the part of the name that is the {what} "
                      "into parentheses, e.g. '^([a-z]+)'")
 
 def labels_by_name(
     paths: list[str],
-    label_pattern: str,  # see `read_pattern`
-) -> list[str]:  # the class of each path; "" where the pattern does not match
+    regex: str,  # see `read_pattern`
+    option: str = "label_pattern",  # or `group_pattern`
+) -> list[str]:  # the class (group) of each path; "" where the pattern does not match
     "Return the classes that a pattern finds in the names of files, or in paths if the pattern has a slash."
-    pattern = read_pattern(label_pattern)
-    group = "label" if "label" in pattern.groupindex else 1
+    pattern, group = read_pattern(regex, option), option.split("_")[0]
+    if group not in pattern.groupindex: group = 1
     names = map(clean_path, paths)
-    if "/" not in label_pattern: names = (name.rpartition("/")[2] for name in names)
+    if "/" not in regex: names = (name.rpartition("/")[2] for name in names)
     return [((found := pattern.search(name)) and found[group] or "").strip() for name in names]
 
 # %% ../nbs/library/layout.ipynb #ly000023
@@ -299,7 +302,12 @@ def listed(
 ) -> str:
     "Return names in one line."
     names = list(dict.fromkeys(names))
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(map(_quoted, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+def _quoted(name):
+    "A name, in quotes where a comma in it or a space at an end would mislead; names in quotes stay as they are."
+    is_plain = "," not in name and name == name.strip()
+    return name if is_plain or re.fullmatch(r"(['\"]).*\1", name) else repr(name)
 
 def number_of(count, noun):
     "A number with its noun, e.g. 1 image, 2,000 images."

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from .image_sources import FolderImages, ImageSource, open_archive
+from .image_sources import MOST_TABLE_BYTES, FolderImages, ImageSource, UnreadableImage, open_archive
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'ARCHIVE_SUFFIXES', 'PROGRAM_FILES', 'TEXTS', 'NO_TEXTS', 'HIDDEN', 'BY_PROGRAM', 'TEXT', 'Listing',
@@ -33,6 +33,7 @@ class Listing:
     paths: list[str]  # of all files but junk, relative to the root and as they are really written, sorted
     set_aside: list[tuple[str, str]] = field(default_factory=list)  # path and reason: junk, broken links, ...
     empty: list[str] = field(default_factory=list)  # folders without a file, junk not counted
+    known: dict = field(default_factory=dict, repr=False, compare=False)  # what readers made of it, to be used again
 
     def images(self) -> list[str]:
         "Return the paths of the files that are images by their names."
@@ -45,8 +46,14 @@ class Listing:
     def read(self,
         path: str,  # one of the paths
     ) -> bytes:
-        "Return the bytes of a file, e.g. of a table."
-        return self.source.content(path)
+        "Return the bytes of a table. Raises `ValueError` for a damaged member, and past `MOST_TABLE_BYTES`, unread."
+        try:
+            size = self.source.size(path)
+            if size <= MOST_TABLE_BYTES: return self.source.content(path)
+        except UnreadableImage as error:
+            raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: the table has {size:,} bytes when it is unpacked, more than the "
+                         f"{MOST_TABLE_BYTES:,} that are accepted; leave out rows or columns")
 
 # %% ../nbs/library/listing.ipynb #ls000008
 def clean_path(

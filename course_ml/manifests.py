@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from .evidence import evaluations_in_words
 from .notebooks import computing_cells
 from .provenance import Key, content_hash, file_digest, make_key, package_folder, path_digest, read_json
 from .report_jobs import Job
@@ -131,8 +132,12 @@ def make_manifest(
     return {"report": job.name, "title": job.title, "command": make_command(job),
             "folder": os.path.relpath(Path.cwd(), job.root.absolute()), "source": source, "key": key.to_dict(),
             "parameters": job.values, **noted, "seeds": _seeds(job, staging / "results.json"),
-            "machine": machine_info(), "finished": now(), "seconds": round(seconds, 1),
+            **_evaluated(noted), "machine": machine_info(), "finished": now(), "seconds": round(seconds, 1),
             "peak_memory_mib": peak and round(peak / 2**20)}
+
+def _evaluated(noted):
+    "Say how many models have been evaluated on the test set."
+    return {"evaluated": evaluations_in_words(noted["test_set"])} if "test_set" in noted else {}
 
 def _seeds(job, results):
     "Return all seeds that records and parameters name."

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from .evidence import join_marks, with_marks
 from course_ml.intervals import (
     BinnedError,
     Estimate,
@@ -344,7 +345,7 @@ def summary(
     found = estimates([SCORES[name] for name in names], predictions, resamples, seed)
     table = pd.DataFrame(found, index=pd.Index(names, name="score"))
     table = table.assign(**sample_sizes(predictions))
-    return table[[*table.columns.drop("interval"), "interval"]]
+    return with_marks(table[[*table.columns.drop("interval"), "interval"]], predictions.selected)
 
 # %% ../nbs/05_metrics.ipynb #075e1415
 def _check_same_images(first: pd.Index, second: pd.Index) -> None:
@@ -438,4 +439,5 @@ def compare(
         values = {names[0]: one.value, names[1]: other.value, "difference": gain.value, "low": gain.low}
         better = better_model(gain, names, name in LOWER_IS_BETTER)
         rows.append({**values, "high": gain.high, **sample_sizes(a), "better": better})
-    return pd.DataFrame(rows, index=pd.Index(scores, name="score"))
+    table = pd.DataFrame(rows, index=pd.Index(scores, name="score"))
+    return with_marks(table, join_marks(a.selected, b.selected))

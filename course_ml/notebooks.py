@@ -10,6 +10,7 @@ import io
 import json
 import tokenize
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ from .runtime import did_you_mean
 # %% auto #0
 __all__ = ['KINDS', 'ReportError', 'ParameterError', 'RunError', 'read_notebook', 'write_notebook', 'Parameter',
            'parameters_position', 'read_parameters', 'read_assignment', 'describe_parameters', 'fit_value',
-           'read_value', 'check_parameters', 'convert_parameters', 'is_injected', 'inject_parameters',
-           'computing_cells']
+           'read_value', 'check_parameters', 'convert_parameters', 'is_injected', 'inject_parameters', 'with_values',
+           'merge_parameters', 'computing_cells']
 
 # %% ../nbs/library/notebooks.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly: functions import them when they need them
@@ -173,10 +174,13 @@ KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
 def convert_parameters(
     names: dict,  # of the notebook: its `globals()`; is changed
 ):
-    "Convert a notebook's annotated parameters to their types. Raises `ParameterError` naming one that does not fit."
+    """Convert a notebook's annotated parameters to their types, and print them. Raises `ParameterError` naming one
+    that does not fit."""
+    print("Parameters of this run:")
     for name, kind in names.get("__annotations__", {}).items():
         kind = KINDS.get(getattr(kind, "__name__", kind))
         if name in names and kind: names[name] = _convert(name, names[name], kind)
+        if name in names and name != "report_dir": print(f"  {name} = {names[name]!r}")
 
 def _convert(name, value, kind):
     "Return a parameter as its type: a whole number as a string or as an int, and strings as numbers and lists."
@@ -205,6 +209,30 @@ def inject_parameters(
     notebook.cells = [cell for cell in notebook.cells if not is_injected(cell)]
     cell = new_code_cell(source, id="parameters", metadata={"tags": ["injected-parameters"]})
     notebook.cells.insert(parameters_position(notebook) + 1, cell)
+
+def with_values(
+    source: str,  # of a cell with the parameters
+    values: dict,  # name -> value, of those that differ from the default
+) -> str:  # the same lines and comments
+    "Return the source of the parameters with other values."
+    content, lines = source.encode(), source.encode().splitlines(keepends=True)
+    for line in reversed(ast.parse(source).body):
+        name, old = read_assignment(line, "").name, line.value
+        begin, end = (sum(map(len, lines[:row - 1])) + column for row, column in
+                      [(old.lineno, old.col_offset), (old.end_lineno, old.end_col_offset)])
+        if name in values: content = content[:begin] + repr(values[name]).encode() + content[end:]
+    return content.decode()
+
+def merge_parameters(
+    notebook: "nbformat.NotebookNode",  # executed; is changed
+):
+    "Make one cell of the defaults and the values that a run put after them, where there are both."
+    injected = [cell for cell in notebook.cells if is_injected(cell)]
+    if not injected: return
+    parameters = notebook.cells[parameters_position(notebook)]
+    values = {one.name: one.default for one in map(read_assignment, ast.parse(injected[0].source).body, repeat(""))}
+    parameters.source = with_values(parameters.source, values)
+    notebook.cells = [cell for cell in notebook.cells if not is_injected(cell)]
 
 # %% ../nbs/library/notebooks.ipynb #00000016
 def computing_cells(

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .notebooks import ReportError, read_notebook
+from .notebooks import ReportError, merge_parameters, read_notebook
 from .provenance import atomic_path, package_folder, read_json
 from .reporting import latex_table, markdown_table
 
@@ -45,9 +45,11 @@ def fill_page(
 def reader_cells(
     notebook: "nbformat.NotebookNode",  # the executed notebook
 ) -> "nbformat.NotebookNode":  # a copy
-    "Return what a reader sees: no hidden cells, no title and settings of the notebook, nothing from stderr."
+    """Return what a reader sees: the parameters of the run, no hidden cells, no title and settings of the notebook,
+    nothing from stderr."""
     from copy import deepcopy
     notebook = deepcopy(notebook)
+    merge_parameters(notebook)
     notebook.cells = [cell for cell in notebook.cells if not _is_hidden(cell)]
     if notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source = re.sub(r"(?m)\A# .*\n?|^- \w+: .*\n?", "", notebook.cells[0].source)
@@ -86,7 +88,7 @@ def render_page(
     for source in body.select(".code_cell .input_area"): _fold(source, body)
     for image in body("img"):
         before = image.find_previous(["p", "h2", "h3", "h4"])  # the caption, in most cases
-        image["alt"] = before.get_text(" ", strip=True) if before else title
+        image["alt"] = before.get_text().strip() if before else title
     return fill_page(title, str(body), footer)
 
 def _convert(notebook, code):
@@ -113,7 +115,8 @@ def footer_of(
     "Return in one line where a page comes from."
     source = manifest["source"]
     commit = f"commit {source['commit'] or 'none'}{' with changes' if source['dirty'] else ''}"
-    return f"{manifest['command']} · {commit} · {manifest['finished']}"
+    parts = manifest["command"], commit, manifest["finished"], manifest.get("evaluated")
+    return " · ".join(filter(None, parts))
 
 # %% ../nbs/library/pages.ipynb #0000000a
 def executed_notebook(
@@ -149,8 +152,18 @@ def write_pdf(
                                        extra_args=[f"--extract-media={folder}"], cworkdir=folder)
         source = page_template("print.typ") + source.replace(f'"{folder}/', '"')
         (Path(folder) / "report.typ").write_text(source, encoding="utf-8")
+        _warn_of_boxes(source)
         with atomic_path(path) as temporary:
             typst.compile(f"{folder}/report.typ", output=str(temporary))
+
+def _warn_of_boxes(text):
+    "Warn of letters that no font of this machine has: a PDF has its letters from here, a page from its reader."
+    import warnings
+
+    from course_ml.lettering import missing_letters
+    if missing := missing_letters(re.sub("[\u2066-\u2069]", "", text)):
+        warnings.warn(f"no font of this machine has the letters {missing}, so the PDF shows boxes: install a font that "
+                      "has them, e.g. Noto Sans CJK for Chinese, Japanese and Korean", stacklevel=2)
 
 def _printed(page):
     "Return the body of a page, its captions and tables as pandoc needs them."
@@ -160,20 +173,22 @@ def _printed(page):
         if caption.strong and re.match(r"(Table|Figure) \d+\.$", caption.strong.get_text()):
             caption.name = "h6"
     for row in body("tr"): del row["style"]
-    for cell in body(["th", "td"]): cell["style"] = "text-align: left"
+    for cell in body(["th", "td"]): cell["style"] = cell.get("style", "text-align: left")
     return str(body)
 
 # %% ../nbs/library/pages.ipynb #0000000f
 def read_table(
     path: str | Path,  # a CSV, as `Report.table` writes it
-) -> "pandas.DataFrame":  # real numbers as float, missing cells as NaN, all else as strings
+    whole=(),  # names of the columns that hold whole numbers
+) -> "pandas.DataFrame":  # numbers as float or int, missing cells as NaN, all else as strings
     "Return a table of a report."
     import pandas
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    return frame.astype(object).map(_cell)
+    return frame.astype(dict.fromkeys(whole, int)).astype(object).map(_cell)
 
 def _cell(content):
     "Return the content of a cell: a float if it looks like a real number."
+    if not isinstance(content, str): return content
     if content == "": return float("nan")
     return float(content) if re.fullmatch(r"-?\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)", content) else content
 
@@ -184,7 +199,8 @@ def export_tables(
     "Write all tables of a report in Markdown and LaTeX."
     noted, written = read_json(Path(folder) / "manifest.json").get("tables", {}), []
     for path in sorted((Path(folder) / "tables").glob("*.csv")):
-        table, (caption, digits) = read_table(path), {"caption": "", "digits": 3, **noted.get(path.stem, {})}.values()
+        caption, digits, whole = {"caption": "", "digits": 3, "whole": [], **noted.get(path.stem, {})}.values()
+        table = read_table(path, whole)
         contents = {".md": markdown_table(table, digits), ".tex": latex_table(table, path.stem, caption, digits)}
         for suffix, content in contents.items():
             written.append(Path(target) / f"{path.stem}{suffix}")

@@ -14,13 +14,15 @@ from matplotlib.colors import LogNorm, PowerNorm
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 
+from .evidence import MARK, named_with_mark
+from .lettering import drawn_names, letter
 from .metrics import calibration_error, calibration_table, class_average, class_rows, confusion
 from .provenance import atomic_path
 
 # %% auto #0
-__all__ = ['PALETTE', 'COLORS', 'CORRECT', 'INCORRECT', 'MARKERS', 'CONFIDENT_ERRORS', 'new_figure', 'settle', 'shorten',
-           'show_images', 'save_figure', 'confusion_order', 'top_confusions', 'plot_confusion', 'images_of',
-           'plot_top_confusions', 'gallery_rows', 'plot_gallery', 'by_name', 'plot_per_class', 'plot_reliability',
+__all__ = ['PALETTE', 'COLORS', 'CORRECT', 'INCORRECT', 'MARKERS', 'CONFIDENT_ERRORS', 'new_figure', 'settle', 'show_images',
+           'save_figure', 'confusion_order', 'top_confusions', 'plot_confusion', 'images_of', 'plot_top_confusions',
+           'gallery_rows', 'plot_gallery', 'by_name', 'marked_by_name', 'plot_per_class', 'plot_reliability',
            'plot_learning_curves']
 
 # %% ../nbs/06_plots.ipynb #a68e146b
@@ -47,21 +49,15 @@ def new_figure(
 def settle(
     figure: plt.Figure,  # made by `new_figure`
 ) -> plt.Figure:  # the same
-    "Fix the positions of all axes, which otherwise change a little with each drawing, and with them the saved bytes."
+    """Make all texts plain, and fix the positions of all axes, which otherwise change a little with each drawing, and
+    with them the saved bytes."""
+    letter(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axis in figure.axes:
         axis.set_position(np.round(axis.get_position(original=True).bounds, 5))
     return figure
 
-
-def shorten(
-    name,  # a class name
-    most: int = 24,  # characters, at least 1
-) -> str:
-    "Return the name, or its beginning and an ellipsis."
-    name = str(name)
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 # %% ../nbs/06_plots.ipynb #faf65ff2
 def _frame(axis, color) -> None:
@@ -118,7 +114,7 @@ def _matrix_with_text(axis, matrix, shares, strings, title):
     for (row, column), string in np.ndenumerate(strings):
         color = "white" if shares[row, column] > 0.45 else "black"
         axis.text(column, row, string, ha="center", va="center", fontsize=8, color=color)
-    names = [shorten(name) for name in matrix.columns]
+    names = list(matrix.columns)
     tilted = max(map(len, names)) > 3
     options = {"rotation": 45, "ha": "right"} if tilted else {"rotation": 0, "ha": "center"}
     axis.set_xticks(range(len(names)), names, rotation_mode="anchor", **options)
@@ -126,18 +122,19 @@ def _matrix_with_text(axis, matrix, shares, strings, title):
     axis.set(xlabel="predicted class", ylabel="true class", title=title)
 
 
-def _confusion_of_few(matrix):
+def _confusion_of_few(matrix, mark):
     "Draw counts and row shares side by side; from 13 classes on only the counts, colored by row share."
     counts = matrix.to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     panels = [("images", counts.astype(str))]
     if len(counts) <= 12:
         panels.append(("share of the true class", np.char.mod("%.2f", shares)))
-    side, longest = max(2, 0.42 * len(counts)), max(len(shorten(name)) for name in matrix.columns)
+    side, longest = max(2, 0.42 * len(counts)), max(map(len, matrix.columns))
     width, height = side + 0.5 + 0.085 * longest, side + 0.6 + 0.06 * longest
     figure, axes = new_figure(1, len(panels), len(panels) * width, height)
     for axis, (title, strings) in zip(axes.flat, panels):
         _matrix_with_text(axis, matrix, shares, np.where(counts > 0, strings, "·"), title)
+    if mark: figure.supxlabel(mark, fontsize=7)
     return settle(figure)
 
 # %% ../nbs/06_plots.ipynb #d4ca2e67
@@ -175,7 +172,7 @@ def _matrix_with_colors(figure, axis, matrix):
     ticks = [tick for tick in np.outer(10 ** np.arange(6), [1, 2, 5]).ravel() if tick <= top]
     bar = figure.colorbar(image, ax=axis, label="images (logarithmic)", shrink=0.6, format="%d", ticks=ticks)
     bar.minorticks_off()
-    names = [shorten(name, 18) for name in matrix.columns] if len(matrix) <= 60 else []
+    names = list(matrix.columns) if len(matrix) <= 60 else []
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axis.set_yticks(range(len(names)), names, fontsize=6)
     title = f"{len(matrix)} classes, similar ones next to each other"
@@ -191,11 +188,11 @@ def _number_errors(axis, matrix, pairs) -> str:
     lines = ["most frequent errors", "true class → predicted class"]
     for number, (true, predicted, images, of) in enumerate(pairs.itertuples(index=False), 1):
         axis.annotate(number, (position[predicted], position[true]), (8, 8), **options)
-        lines.append(f"\n{number}  {shorten(true)}\n    → {shorten(predicted)}: {images} of {of}")
+        lines.append(f"\n{number}  {true}\n    → {predicted}: {images} of {of}")
     return "\n".join(lines)
 
 
-def _confusion_of_many(matrix, pairs):
+def _confusion_of_many(matrix, pairs, mark):
     "Draw counts as colors, classes ordered by confusion, and list the most frequent errors."
     order = confusion_order(matrix)
     matrix = matrix.iloc[order, order]
@@ -204,6 +201,7 @@ def _confusion_of_many(matrix, pairs):
     _matrix_with_colors(figure, axis, matrix)
     legend.set_axis_off()
     legend.text(0, 1, _number_errors(axis, matrix, pairs), va="top", fontsize=7.5, transform=legend.transAxes)
+    if mark: figure.supxlabel(mark, fontsize=7)
     return settle(figure)
 
 
@@ -211,10 +209,12 @@ def plot_confusion(
     predictions,  # Predictions of n images, C classes
 ) -> plt.Figure:
     "Draw the confusion matrix, true classes in rows: with numbers for up to 20 classes, with colors for more."
-    matrix = confusion(predictions)
+    labels = drawn_names(predictions.classes, 20)
+    matrix = confusion(predictions).rename(index=labels, columns=labels)
+    mark = named_with_mark("", predictions.selected) or None
     if len(matrix) <= 20:
-        return _confusion_of_few(matrix)
-    return _confusion_of_many(matrix, top_confusions(predictions))
+        return _confusion_of_few(matrix, mark)
+    return _confusion_of_many(matrix, top_confusions(predictions).replace(labels), mark)
 
 # %% ../nbs/06_plots.ipynb #7885a1ef
 def images_of(
@@ -247,7 +247,8 @@ def plot_top_confusions(
 ) -> plt.Figure:
     "Draw the most frequent errors, a row for each pair of classes, with the images of highest confidence."
     table = top_confusions(predictions, pairs)
-    names = [shorten(name, 20) for name in [*table["true class"], *table["predicted class"]]]
+    labels = drawn_names(predictions.classes, 20)
+    names = [labels[name] for name in [*table["true class"], *table["predicted class"]]]
     wide, rows = 0.9 + 0.075 * max(map(len, names), default=20), max(len(table), 1)
     ratios = [wide] + [1] * examples
     figure, axes = new_figure(rows, examples + 1, wide + 1.05 * examples, 1.1 * rows, width_ratios=ratios)
@@ -256,7 +257,7 @@ def plot_top_confusions(
     if table.empty:
         axes[0, 0].text(0, 0.5, "no image is assigned to another class")
     for line, (true, predicted, images, of) in zip(axes, table.itertuples(index=False)):
-        label = f"true: {shorten(true, 20)}\npredicted: {shorten(predicted, 20)}\n{images} of {of} images"
+        label = f"true: {labels[true]}\npredicted: {labels[predicted]}\n{images} of {of} images"
         line[0].text(0, 0.5, label, va="center", fontsize=8)
         chosen = _rows_of_pair(predictions, true, predicted, examples)
         for axis, image in zip(line[1:], images_of(predictions, dataset, chosen, size)):
@@ -286,11 +287,12 @@ def gallery_rows(
 
 def _gallery_title(predictions, row: int) -> str:
     "Return predicted class and probability and, for an error, the true class."
-    true, predicted = (predictions.classes[y[row]] for y in (predictions.y_true, predictions.y_pred))
+    labels = list(drawn_names(predictions.classes, 12).values())
+    true, predicted = (labels[y[row]] for y in (predictions.y_true, predictions.y_pred))
     probability = f"p = {predictions.probabilities[row].max():.2f}"
     if true == predicted:
-        return f"✓ {shorten(predicted, 16)}\n{probability}"
-    return f"true: {shorten(true, 14)}\n✗ {shorten(predicted, 16)}\n{probability}"
+        return f"✓ {predicted}\n{probability}"
+    return f"true: {true}\n✗ {predicted}\n{probability}"
 
 
 def plot_gallery(
@@ -319,6 +321,14 @@ def by_name(
     return one_or_many if isinstance(one_or_many, dict) else {"": one_or_many}
 
 
+def marked_by_name(
+    predictions,  # Predictions, or a dict of them by name
+) -> dict:
+    "Return a dict in either case, its names with the mark of what was selected on the images."
+    marked = {name: named_with_mark(name, one.selected) for name, one in by_name(predictions).items()}
+    return {marked[name].replace(f" ({MARK}: ", f"\n({MARK}:\n"): one for name, one in by_name(predictions).items()}
+
+
 def _errorbars(axis, table, score: str, shift: float, color, marker: str, label: str) -> None:
     "Draw a score with its interval for each row of a table."
     value, low, high = (table[column].to_numpy() for column in (score, f"{score} low", f"{score} high"))
@@ -333,7 +343,7 @@ def plot_per_class(
     most: int = 40,  # classes drawn, at most
 ) -> plt.Figure:
     "Draw the score of each class with its 95 % interval, ordered by the first model, and the macro averages."
-    models = by_name(predictions)
+    models = marked_by_name(predictions)
     tables = {name: class_rows(model) for name, model in models.items()}
     first = next(iter(tables.values()))
     classes = first.sort_values(score, kind="stable").index[:most]
@@ -342,7 +352,8 @@ def plot_per_class(
         shift, color = (i - (len(tables) - 1) / 2) * 0.75 / len(tables), COLORS[i % 6]
         _errorbars(axis, table.loc[classes], score, shift, color, MARKERS[i % 5], name or "95 % interval")
         axis.axvline(class_average(models[name], score=score), color=color, ls="--", lw=0.8)
-    labels = [f"{shorten(name)} ({first.loc[name, 'support']:.0f})" for name in classes]
+    names = drawn_names(first.index)
+    labels = [f"{names[name]} ({first.loc[name, 'support']:.0f})" for name in classes]
     axis.set_yticks(range(len(classes)), labels)
     left_out = f", the lowest {len(classes)} of {len(first)} classes" if len(classes) < len(first) else ""
     axis.set(ylim=(-0.7, len(classes) - 0.3), xlim=(None, 1.01), title=f"{score} by class{left_out}")
@@ -372,7 +383,7 @@ def plot_reliability(
     bins: int = 10,  # bins of confidence of equal width
 ) -> plt.Figure:
     "Draw accuracy against confidence with 95 % intervals, above the images of each bin; a column for each model."
-    models = by_name(predictions)
+    models = marked_by_name(predictions)
     size = 2, len(models), max(4, 3.4 * len(models)), 4.4
     figure, axes = new_figure(*size, sharex=True, sharey="row", height_ratios=[3, 1])
     for (above, below), (name, model) in zip(axes.T, models.items()):
@@ -386,34 +397,46 @@ def plot_reliability(
 # %% ../nbs/06_plots.ipynb #3fabe392
 def _curves(axis, history, quantity: str, best) -> None:
     "Draw loss or accuracy of training and validation set, and mark the best epoch."
-    splits = [("train", "training", COLORS[0], "--"), ("validation", "validation", COLORS[2], "-")]
+    splits = [("train", "training images", COLORS[0], "--"), ("validation", "validation images", COLORS[2], "-")]
     for split, label, color, dash in splits:
         marker = "o" if len(history) == 1 else None  # a line through one point would not be seen
         axis.plot(history["epoch"], history[f"{split}_{quantity}"], dash, marker=marker, color=color, label=label)
     axis.axvline(best["epoch"], color="gray", lw=0.8, ls=":")
-    star = {"ms": 11, "color": "black", "label": "best epoch", "ls": "none"}
+    star = {"ms": 11, "color": "black", "label": "epoch that is kept", "ls": "none"}
     axis.plot(best["epoch"], best[f"validation_{quantity}"], "*", **star)
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _kept_epoch(history, monitor):
+    "Return the row of the epoch whose weights were kept."
+    if monitor == "last": return history.iloc[-1]
+    values = history[f"validation_{monitor}"]
+    return history.loc[values.idxmin() if monitor == "loss" else values.idxmax()]
+
+
+def _curve_title(kept, monitor):
+    "Say which epoch was kept, and its validation accuracy, marked where it was chosen on the validation set."
+    which, mark = ("last", "") if monitor == "last" else ("best", "epoch")
+    accuracy = named_with_mark(f"{kept['validation_accuracy']:.3f}", mark).replace(" (", "\n(")
+    return f"{which} epoch {kept['epoch']:.0f}: validation accuracy {accuracy}"
+
+
 def plot_learning_curves(
     histories,  # a row for each epoch: epoch, train_loss, ..., validation_accuracy; or a dict of such tables
-    monitor: str = "loss",  # what chose the best epoch: "loss" (the lowest) or "accuracy" (the highest)
+    monitor: str = "loss",  # which epoch was kept: of the lowest "loss", the highest "accuracy", or the "last"
 ) -> plt.Figure:
-    "Draw loss above accuracy, a column for each run; the star is the epoch whose weights were kept."
+    "Draw loss and accuracy of training and validation images that were evaluated alike; the star is the best epoch."
     runs = by_name(histories)
     figure, axes = new_figure(2, len(runs), max(5, 3.4 * len(runs)), 4.8, sharex="col", sharey="row")
     for column, (name, history) in zip(axes.T, runs.items()):
-        values = history[f"validation_{monitor}"]
-        best = history.loc[values.idxmin() if monitor == "loss" else values.idxmax()]
-        title = f"best epoch {best['epoch']:.0f}: validation accuracy {best['validation_accuracy']:.3f}"
-        column[0].set_title(f"{name}\n{title}".strip(), fontsize=9)
+        best = _kept_epoch(history, monitor)
+        column[0].set_title(f"{name}\n{_curve_title(best, monitor)}".strip(), fontsize=9)
         for axis, quantity in zip(column, ("loss", "accuracy")):
             _curves(axis, history, quantity, best)
         column[1].set_xlabel("epoch")
         column[1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if len(history) == 1: column[1].set_xlim(best["epoch"] - 0.5, best["epoch"] + 0.5)
-    for axis, quantity in zip(axes[:, 0], ("loss", "accuracy")):
-        axis.set_ylabel(quantity)
+    for axis, label in zip(axes[:, 0], ("cross-entropy", "accuracy")):
+        axis.set_ylabel(label)
     axes[0, 0].legend(frameon=False)
     return settle(figure)

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from .data import Dataset
-from .provenance import atomic_path
+from .evidence import count_evaluation, join_marks, test_set_name
+from .provenance import atomic_path, content_hash
 
 # %% auto #0
 __all__ = ['Predictions']
@@ -52,6 +53,7 @@ class Predictions:
     classes: list[str]  # class names
     key: str = ""  # what decided them: the key or recipe hash of the training
     fingerprint: str = ""  # of the data set
+    selected: str = ""  # what was selected on these very images, e.g. "epoch", see `evidence.MARK`; "": nothing
 
     @classmethod
     def make(cls,
@@ -61,11 +63,17 @@ class Predictions:
         split: str = "validation",  # which split these images are
         fold: int = 0,  # the fold whose model made the predictions
         key: str = "",  # what decided them: the key or recipe hash of the training
+        run=None,  # the `Run` whose model made them; it refuses images that it was trained on
     ) -> Predictions:
-        "Tabulate a model's probabilities for some images of a data set. Raises `ValueError` for impossible ones."
-        items = dataset.items.iloc[rows]
-        return cls.from_arrays(items.id, items.label, probabilities, dataset.classes, split, fold,
-                               items.group, key, dataset.fingerprint)
+        """Tabulate a model's probabilities for some images of a data set; who predicts the test set is counted.
+        Raises `ValueError` for impossible probabilities, and naming images that the run was trained on."""
+        items, selected = dataset.items.iloc[rows], run.may_score(dataset, rows) if run else ""
+        preds = cls.from_arrays(items.id, items.label, probabilities, dataset.classes, split, fold,
+                                items.group, key, dataset.fingerprint)
+        if split == "test":
+            model, recipe = key or content_hash(preds.probabilities), run.info["recipe"] if run else ""
+            count_evaluation(test_set_name(dataset.digests[rows]), model, recipe)
+        return preds.marked(selected)
 
     @classmethod
     def from_arrays(cls,
@@ -125,11 +133,17 @@ class Predictions:
         there = ", ".join(sorted(self.table.split.unique()))
         raise ValueError(f"no predictions for {split!r}; there are some for {there}")
 
+    def marked(self,
+        selected: str,  # what was selected on these images, e.g. "temperature"; "": nothing
+    ) -> Predictions:
+        "Return the predictions with a further mark."
+        return replace(self, selected=join_marks(self.selected, selected))
+
     def save(self, path: str | Path):
-        "Write a Parquet file; classes, key and fingerprint are in its metadata."
+        "Write a Parquet file; classes, key, fingerprint and mark are in its metadata."
         import pyarrow
         from pyarrow import parquet
-        info = {"classes": self.classes, "key": self.key, "fingerprint": self.fingerprint}
+        info = {"classes": self.classes, "key": self.key, "fingerprint": self.fingerprint, "selected": self.selected}
         table = pyarrow.Table.from_pandas(self.table, preserve_index=False)
         metadata = {**table.schema.metadata, b"course_ml": json.dumps(info).encode()}
         with atomic_path(path) as temporary:

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 
 # %% auto #0
-__all__ = ['SCALES', 'SLACK', 'COUNT', 'NUMBER', 'Printed', 'read_printed', 'read_share', 'read_count']
+__all__ = ['SCALES', 'SLACK', 'GROUPED', 'GAP', 'UNIT', 'MEAN', 'Printed', 'plain_number', 'split_printed', 'read_printed',
+           'read_share', 'read_count', 'percent_decimals', 'may_be_percent']
 
 # %% ../nbs/library/printed_numbers.ipynb #3ba6ba77
 SCALES = {"": 1, "%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -19,7 +20,7 @@ SLACK = 1e-9  # for the rounding of floating point
 
 @dataclass(frozen=True)
 class Printed:
-    "A printed number: the range of all values that are rounded to it."
+    "A printed number: the range of all values that are printed as it."
 
     string: str  # as it was printed
     low: float
@@ -30,14 +31,25 @@ class Printed:
         "The number as an integer."
         return round(self.low)
 
+    @property
+    def is_mean(self) -> bool:
+        "Whether ± or a number in parentheses behind it shows that it is the mean of several runs."
+        return bool(MEAN.search(self.string))
+
+    def truncated(self) -> Printed:
+        "Return the range of the values that are printed so if their last digits are cut off instead of rounded."
+        middle, unit = (self.low + self.high) / 2, self.high - self.low
+        down, up = unit if middle <= 0 else 0, unit if middle >= 0 else 0
+        return Printed(self.string, middle - down, middle + up)
+
     def contains(self, value: float) -> bool:
         "Return whether a value may have been printed so; NaN (undefined) always may."
         return math.isnan(value) or self.low - SLACK <= value <= self.high + SLACK
 
     def is_truncated(self, value: float) -> bool:
         "Return whether a value is printed so if its last digits are cut off instead of rounded."
-        unit = self.high - self.low
-        return self.low + unit / 2 - SLACK <= value < self.high + unit / 2 - SLACK
+        cut, outer = self.truncated(), abs(self.low + self.high) / 2 + self.high - self.low
+        return cut.contains(value) and abs(value) < outer - SLACK
 
     def overlaps(self, low: float, high: float) -> bool:
         "Return whether some value from `low` to `high` may have been printed so."
@@ -48,37 +60,84 @@ class Printed:
         return range(max(0, math.ceil(self.low * n - SLACK)), min(n, math.floor(self.high * n + SLACK)) + 1)
 
 # %% ../nbs/library/printed_numbers.ipynb #73e2a898
-COUNT = r"[1-9]\d{0,2}(?:,\d{3})+|\d+"
-NUMBER = re.compile(rf"(-?(?:{COUNT})?(?:\.(\d+))?)\s*(%|K|M|G|)\s*(?:(?:\+-|±).*)?")
+GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+"  # thousands
+GAP = re.compile("(?<=\\d)['\u2019 \u00a0\u2009\u202f](?=\\d{3})")  # between thousands, as good as a comma
+UNIT = re.compile(r"(-?[\d.,]*[\d.])\s*(%|K|M|G|)\s*(?:(?:±|\+/?-|\(|\[).*|)")
+MEAN = re.compile(r"±|\+/?-|\(\s*[\d.,]+\s*%?\s*\)")
+
+
+def plain_number(
+    string: str,  # digits and separators
+    as_count: bool = True,  # read 1,970 as a count, not as 1.970
+) -> str:  # with a decimal point, and without separators of thousands; "" if it is no number
+    "Return a printed number as Python writes it."
+    if as_count and re.fullmatch(rf"-?{GROUPED}(\.\d*)?", string):
+        return string.replace(",", "")
+    if string.count(",") == 1 and "." not in string:
+        string = string.replace(",", ".")
+    return string if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", string) else ""
+
+
+def split_printed(
+    string: str,  # e.g. "96.7 %" or ".75 +- .010"
+) -> tuple[str, str]:  # digits with separators, and unit
+    "Return number and unit of a printed number. Raise `ValueError` for other strings."
+    match = UNIT.fullmatch(GAP.sub(",", str(string).strip().replace("\u2212", "-")))
+    if not match or not plain_number(match[1]):
+        raise ValueError(f"{string!r} is not a printed number such as .967, 96.7 %, 23.851 M or 1,970")
+    return match[1], match[2]
+
+
+def _range(string, number, unit, half=None):
+    "Return the range of a number in Python's notation; one without decimals and unit is exact."
+    decimals = len(number.partition(".")[2])
+    half = 0.5 * 10**-decimals if half or decimals or unit else 0
+    return Printed(str(string), *((float(number) + sign * half) * SCALES[unit] for sign in (-1, 1)))
 
 
 def read_printed(
     string: str,  # e.g. ".967", "96.7 %", "23.851 M", "1,970" or ".75 +- .010"
 ) -> Printed:
     "Return the range of a printed number. Raise `ValueError` for other strings."
-    match = NUMBER.fullmatch(str(string).strip())
-    if not match or not re.search(r"\d", match[1]):
-        raise ValueError(f"{string!r} is not a printed number such as .967, 96.7 %, 23.851 M or 1,970")
-    value, scale = float(match[1].replace(",", "")), SCALES[match[3]]
-    half = 0.5 * 10 ** -len(match[2] or "") if match[2] or match[3] else 0
-    return Printed(str(string), (value - half) * scale, (value + half) * scale)
+    number, unit = split_printed(string)
+    return _range(string, plain_number(number), unit)
 
 
 def read_share(
-    string: str,  # e.g. ".925", "92.5 %" or "92.5"
+    string: str,  # e.g. ".925", "92.5 %", "92.5" or "0,925"
+    percent: bool | None = None,  # whether a number without a unit is a percentage; None: if it is above 1
 ) -> Printed:
-    "Return the range of a printed share; without a unit, above 1 and up to 100 it is a percentage."
-    number, match = read_printed(string), NUMBER.fullmatch(str(string).strip())
-    if match[3] or not 1 < (number.low + number.high) / 2 <= 100:
-        return number
-    percentage = read_printed(f"{match[1]} %")
-    return Printed(str(string), percentage.low, percentage.high)
+    "Return the range of a printed share; 1 stands for all from .5 to 1.5, as its last digit says."
+    number, unit = split_printed(string)
+    number = plain_number(number, as_count=False) or plain_number(number)
+    if not unit and (percent or percent is None and 1 < abs(float(number)) <= 100):
+        unit = "%"
+    return _range(string, number, unit, half=True)
 
 
 def read_count(
     string: str,  # e.g. "46" or "1,970"
 ) -> int:
     "Return a printed number of images. Raise `ValueError` for other strings."
-    if not re.fullmatch(COUNT, str(string).strip()):
+    plain = GAP.sub(",", str(string).strip())
+    if not re.fullmatch(rf"{GROUPED}|\d+", plain):
         raise ValueError(f"{string!r} is not a number of images such as 46 or 1,970")
-    return int(str(string).replace(",", ""))
+    return int(plain.replace(",", ""))
+
+
+def percent_decimals(
+    strings: list[str],  # shares of one table
+) -> int | None:  # None if no number without a unit is above 1
+    "Return the most decimals of the numbers that can only be percentages, though no unit says so."
+    plain = [plain_number(number, as_count=False) for number, unit in map(split_printed, strings) if not unit]
+    return max((len(one.partition(".")[2]) for one in plain if one and 1 < float(one) <= 100), default=None)
+
+
+def may_be_percent(
+    string: str,  # a share without a unit, of a table with percentages
+    decimals: int | None,  # from `percent_decimals`
+) -> bool:
+    "Return whether a share of at most 1 may be a percentage as well: it has no more decimals than the percentages."
+    number, unit = split_printed(string)
+    plain = plain_number(number, as_count=False)
+    return decimals is not None and bool(plain) and not unit and len(plain.partition(".")[2]) <= decimals

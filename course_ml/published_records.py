@@ -6,34 +6,57 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from .printed_numbers import Printed, read_count, read_printed, read_share
+from .config import LAYERS, parse_specs
+from course_ml.printed_numbers import (
+    Printed,
+    may_be_percent,
+    percent_decimals,
+    plain_number,
+    read_count,
+    read_printed,
+    read_share,
+    split_printed,
+)  # fmt: skip
 from .runtime import did_you_mean
 
 # %% auto #0
-__all__ = ['COLUMNS', 'AVERAGED', 'SHARES', 'OTHER_SCORES', 'RECORD_KEYS', 'DATA_KEYS', 'MODEL_KEYS', 'check_keys',
-           'printed_strings', 'check_number', 'check_score', 'check_matrix_counts', 'check_model', 'check_data',
-           'parse_record', 'read_record', 'printed_scores', 'read_score', 'models_with', 'matrix_of', 'error_counts',
-           'same_images', 'some_of', 'named']
+__all__ = ['COLUMNS', 'AVERAGED', 'KINDS', 'SHARES', 'COEFFICIENTS', 'ALONE', 'UNCHECKED', 'SCORES', 'SPLITS', 'RECORD_KEYS',
+           'DATA_KEYS', 'MODEL_KEYS', 'WEIGHTS', 'KINDS_OF_ENTRIES', 'check_keys', 'check_kind', 'check_number',
+           'check_near', 'check_score', 'check_unit', 'has_shares', 'check_matrix_cells', 'check_table', 'check_scores',
+           'check_layer_rows', 'check_words', 'check_model', 'check_data', 'parse_record', 'read_record', 'models_with',
+           'read_score', 'table_scores', 'printed_scores', 'matrix_of', 'error_counts', 'same_images', 'some_of',
+           'named']
 
 # %% ../nbs/library/published_records.ipynb #1d591aa9
 COLUMNS = ("precision", "recall", "F1", "support")
 AVERAGED = (*COLUMNS[:3], "sensitivity", "specificity")
+KINDS = ("macro", "weighted", "micro")
 SHARES = {  # scores between 0 and 1
-    "accuracy", "balanced accuracy", "mean per-class accuracy", "AUC", *AVERAGED,
-    *(f"{kind} {score}" for kind in ("macro", "weighted") for score in AVERAGED),
+    "accuracy", "error rate", "balanced accuracy", "mean per-class accuracy", "AUC", *AVERAGED,
+    *(f"{kind} {score}" for kind in KINDS for score in AVERAGED),
 }  # fmt: skip
-OTHER_SCORES = {"public leaderboard", "private leaderboard", "top-5 accuracy"}  # not to be checked
+COEFFICIENTS = {"kappa", "MCC"}  # between -1 and 1
+ALONE = {"AUC", *COEFFICIENTS}  # often not printed as a percentage where the other scores are
+UNCHECKED = {"public leaderboard", "private leaderboard", "top-5 accuracy", "loss"}
+SCORES = SHARES | COEFFICIENTS | UNCHECKED
+SPLITS = ("train", "training", "validation", "test", "hidden test", "out of fold")
 RECORD_KEYS = {"title", "source", "data", "models"}
 DATA_KEYS = {"counts", "items", "classes", "split", "stratified", "weights"}
 MODEL_KEYS = {
-    "split", "n", "chosen on", "classes", "positive", "matrix", "scores", "per class", "errors",
-    "uncertainty", "runs", "input", "layers", "parameters", "members",
+    "split", "n", "chosen on", "classes", "positive", "matrix", "scores", "per class", "multilabel", "errors",
+    "uncertainty", "runs", "input", "layers", "parameters", "members", "other",
 }  # fmt: skip
+WEIGHTS = {  # definition of class weights -> function of the images of each class
+    "inverse frequency, normalized to sum 1": lambda counts: 1 / counts / (1 / counts).sum(),
+    "total / (classes x count)": lambda counts: counts.sum() / len(counts) / counts,
+    "total / count": lambda counts: counts.sum() / counts,
+}
 
 
 def check_keys(
@@ -47,25 +70,21 @@ def check_keys(
             raise ValueError(f"{where}: unknown {key!r}; {did_you_mean(key, sorted(known))}")
 
 
-def printed_strings(
-    name: str,  # of the model
-    model: dict,  # of a record
-) -> dict[str, str]:  # by their place in the record
-    "Return all printed numbers of a model. Raise `ValueError` for a row that is too long or too short."
-    strings = {**model.get("scores", {}), **model.get("parameters", {})}
-    strings |= {key: model[key] for key in ("n", "input") if key in model}
-    for row, cells in model.get("per class", {}).items():
-        if len(cells) != len(COLUMNS):
-            needed = f"{len(COLUMNS)} cells, {', '.join(COLUMNS)}, with - for what was not printed"
-            raise ValueError(f"models: {name}: per class: {row}: needs {needed}")
-        strings |= {f"{row}, {column}": cell for column, cell in zip(COLUMNS, cells) if cell != "-"}
-    return strings
+def check_kind(
+    where: str,  # for the message
+    value,
+    kind: type,  # str, list or dict
+) -> None:
+    "Raise `ValueError` for a value of another kind."
+    if not isinstance(value, kind):
+        needed = {str: "one value", list: "a list", dict: "names with values"}[kind]
+        raise ValueError(f"{where}: needs {needed}, not {value!r}")
 
 
 def check_number(
     where: str,  # for the message
     string: str,  # as printed
-    read=read_printed,  # or `read_count`
+    read: Callable = read_printed,  # or `read_count`
 ) -> None:
     "Raise `ValueError` naming the place of a string that is not a number."
     try:
@@ -74,73 +93,211 @@ def check_number(
         raise ValueError(f"{where}: {error}") from None
 
 
+def check_near(
+    where: str,  # for the message
+    name: str,  # that may be any
+    known: set,  # the usual ones
+) -> None:
+    "Raise `ValueError` for a name that is nearly a usual one: a mistyped one."
+    near = difflib.get_close_matches(str(name).casefold(), sorted(known), n=1, cutoff=0.75)
+    if near and name != near[0] and name not in known:
+        raise ValueError(f"{where}: unknown {name!r}; did you mean {near[0]!r}?")
+
+# %% ../nbs/library/published_records.ipynb #9a8401b6
 def check_score(
     where: str,  # for the message
     score: str,  # its name in the record
     classes: list[str],  # of the model, as far as they are known
 ) -> None:
-    "Raise `ValueError` for a score whose name is mistyped, or of a class that is not there."
+    "Raise `ValueError` for a score that no check knows, or of a class that is not there."
     name, _, of = score.partition(" of ")
-    known = {one.casefold(): one for one in SHARES | OTHER_SCORES}
-    near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.85)
-    if near and name != known[near[0]]:
-        raise ValueError(f"{where}: unknown {score!r}; did you mean {known[near[0]]!r}?")
+    if name not in SCORES or of and name not in AVERAGED:
+        known = {one.casefold(): one for one in SCORES}
+        near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.7)
+        there = f"did you mean {known[near[0]]!r}?" if near else f"there are: {', '.join(sorted(SCORES))}"
+        raise ValueError(f"{where}: unknown {score!r}; {there} A score that no check knows belongs under 'other'")
     if of and classes:
         check_keys(where, {of: ""}, set(classes))
 
 
-def check_matrix_counts(
+def check_unit(
+    where: str,  # for the message
+    scores: dict[str, str],  # of a model
+) -> None:
+    "Raise `ValueError` for a score that may be a share or a percentage, among unmarked percentages."
+    shares = {name: string for name, string in scores.items() if name.partition(" of ")[0] in SHARES - ALONE}
+    decimals = percent_decimals(list(shares.values()))
+    for name, string in shares.items():
+        number = float(plain_number(split_printed(string)[0], False))
+        if may_be_percent(string, decimals) and 0 < number <= 1:
+            either = f"{string} % or {100 * number:g} %"
+            raise ValueError(f"{where}: {name}: {string!r} among percentages may be a share or not; write {either}")
+
+
+def has_shares(
+    model: dict,  # of a record
+) -> bool:
+    "Return whether a model has a matrix, and one of shares instead of counts."
+    cells = [str(cell) for row in model.get("matrix", []) for cell in row]
+    return any("%" in cell or "." in cell for cell in cells)
+
+
+def check_matrix_cells(
     where: str,  # for the message
     matrix: list,  # as printed
     classes: list[str],
 ) -> None:
-    "Raise `ValueError` unless a matrix has a count for each pair of classes."
-    if [len(row) for row in matrix] != [len(classes)] * len(classes):
+    "Raise `ValueError` unless a matrix has a count or a share for each pair of classes."
+    if not classes:
+        raise ValueError(f"{where}: its classes are not named; add classes: with a name for each row")
+    lengths = [len(row) if isinstance(row, list) else 0 for row in matrix]
+    if lengths != [len(classes)] * len(classes):
         raise ValueError(f"{where}: needs a row and a column for each of its {len(classes)} classes")
-    for cell in (cell for row in matrix for cell in row):
-        try:
-            read_count(cell)
-        except ValueError as error:
-            advice = "shares have to be multiplied by the number of images of their row, or left out"
-            raise ValueError(f"{where}: {error}; {advice}") from None
+    read = read_share if has_shares({"matrix": matrix}) else read_count
+    for name, row in zip(classes, matrix):
+        for cell in row:
+            check_number(f"{where}: row {name}", cell, read)
+
+
+def check_table(
+    where: str,  # for the message
+    table: dict,  # class -> its row, as printed
+) -> None:
+    "Raise `ValueError` for a row of the table of classes that cannot be read."
+    for name, row in table.items():
+        if not isinstance(row, list) or len(row) != len(COLUMNS):
+            needed = f"{len(COLUMNS)} cells, {', '.join(COLUMNS)}, with - for what was not printed"
+            raise ValueError(f"{where}: {name}: needs {needed}")
+        for column, cell in zip(COLUMNS, row):
+            if cell != "-":
+                check_number(f"{where}: {name}: {column}", cell, read_count if column == "support" else read_share)
+
+
+def check_scores(
+    where: str,  # of the model, for the message
+    model: dict,  # of a record
+) -> None:
+    "Raise `ValueError` where names or values of the scores cannot be read."
+    scores, classes = model.get("scores", {}), model.get("classes") or list(model.get("per class", {}))
+    for score, string in scores.items():
+        check_score(f"{where}: scores", score, classes)
+        check_number(f"{where}: scores: {score}", string)
+    check_unit(f"{where}: scores", scores)
+    for kind, count in model.get("errors", {}).items():
+        check_keys(f"{where}: errors", {kind: count}, {"false positives", "false negatives"})
+        check_number(f"{where}: errors: {kind}", count, read_count)
+    for kind, count in model.get("parameters", {}).items():
+        check_keys(f"{where}: parameters", {kind: count}, {"total", "trainable", "frozen"})
+        check_number(f"{where}: parameters: {kind}", count)
+
+
+def check_layer_rows(
+    where: str,  # of the model, for the message
+    model: dict,  # of a record, with layers
+) -> None:
+    "Raise `ValueError` for layers that are not those of lesson 02, or whose input is not printed."
+    if "input" not in model:
+        raise ValueError(f"{where}: layers: the input is missing; add input: with the side of the image in pixels")
+    for row in model["layers"]:
+        check_kind(f"{where}: layers", row, list)
+        check_number(f"{where}: layers: {row[0]}", row[1] if len(row) > 1 else "0", read_count)
+    *layers, last = (row[0] for row in model["layers"])
+    parse_specs(layers, LAYERS, f"{where}: layers")
+    check_number(f"{where}: layers: {last}", last.removeprefix("scores").strip(), read_count)
+
+
+def check_words(
+    where: str,  # of the model, for the message
+    model: dict,  # of a record
+    splits: set[str],  # of the data
+) -> None:
+    "Raise `ValueError` where the entries that are words cannot be meant."
+    for key in ("split", "chosen on"):
+        if key in model:
+            check_near(f"{where}: {key}", model[key], splits | set(SPLITS))
+    if "multilabel" in model:
+        check_keys(f"{where}: multilabel", {model["multilabel"]: ""}, {"yes", "no"})
+    meanings = ("deviation", "error", "interval", "range", "quantile")
+    if not any(meaning in model.get("uncertainty", "error").lower() for meaning in meanings):
+        advice = "say whether it is a standard deviation, a standard error or an interval, and over what"
+        raise ValueError(f"{where}: uncertainty: {model['uncertainty']!r} does not say what ± means; {advice}")
+
+# %% ../nbs/library/published_records.ipynb #a8c5187b
+KINDS_OF_ENTRIES = {
+    dict: ("scores", "per class", "parameters", "errors", "other"),
+    list: ("classes", "matrix", "layers", "members"),
+    str: ("split", "chosen on", "positive", "uncertainty", "multilabel", "n", "runs", "input"),
+}
 
 
 def check_model(
     name: str,
     model: dict,  # of a record
+    splits: set[str] = frozenset(),  # of the data
 ) -> None:
     "Raise `ValueError` where the entry of a model cannot be read."
-    where, classes = f"models: {name}", model.get("classes", [])
-    for key in ("scores", "per class", "parameters", "errors"):
-        if not isinstance(model.get(key, {}), dict):
-            raise ValueError(f"{where}: {key}: needs names with values, not {model[key]!r}")
-    for place, string in printed_strings(name, model).items():
-        check_number(f"{where}: {place}", string)
-    for score in model.get("scores", {}):
-        check_score(f"{where}: scores", score, classes or list(model.get("per class", {})))
-    for kind, count in model.get("errors", {}).items():
-        check_keys(f"{where}: errors", {kind: count}, {"false positives", "false negatives"})
-        check_number(f"{where}: errors: {kind}", count, read_count)
+    where = f"models: {name}"
+    check_kind(where, model, dict)
+    check_keys(where, model, MODEL_KEYS)
+    for kind, keys in KINDS_OF_ENTRIES.items():
+        for key in (key for key in keys if key in model):
+            check_kind(f"{where}: {key}", model[key], kind)
+    for key in ("n", "runs", "input"):
+        check_number(f"{where}: {key}", model.get(key, "0"), read_count)
+    classes = model.get("classes", [])
+    if twice := sorted({c for c in classes if classes.count(c) > 1}):
+        raise ValueError(f"{where}: classes: {', '.join(twice)} stands there twice")
+    check_words(where, model, splits)
+    check_table(f"{where}: per class", model.get("per class", {}))
+    check_scores(where, model)
     if classes:
         check_keys(f"{where}: per class", model.get("per class", {}), set(classes))
     if "matrix" in model:
-        check_matrix_counts(f"{where}: matrix", model["matrix"], classes)
-    if model.get("positive", "") not in ["", *classes]:
-        raise ValueError(f"{where}: positive: {model['positive']!r} is none of its classes")
+        check_matrix_cells(f"{where}: matrix", model["matrix"], classes)
+    if "layers" in model:
+        check_layer_rows(where, model)
+    if "positive" in model:
+        check_keys(f"{where}: positive", {model["positive"]: ""}, set(classes or model.get("per class", {})))
 
 
 def check_data(
     data: dict,  # of a record
 ) -> None:
     "Raise `ValueError` where the entry of the data cannot be read."
-    counts, weights = data.get("counts", {}), data.get("weights", {})
-    check_number("data: items", data.get("items", "0"))
+    check_kind("data", data, dict)
+    check_keys("data", data, DATA_KEYS)
+    counts, split, weights = data.get("counts", {}), data.get("split", {}), data.get("weights", {})
+    check_kind("data: counts", counts, dict)
+    check_kind("data: split", split, dict)
+    check_number("data: items", data.get("items", "0"), read_count)
     check_number("data: classes", data.get("classes", "0"), read_count)
-    for key, values in {"counts": counts, "split": data.get("split", {}), "weights": weights}.items():
-        for name, string in values.items() if isinstance(values, dict) else ():
-            check_number(f"data: {key}: {name}", string.partition(" of ")[0])
-    if isinstance(weights, dict) and counts:
+    check_keys("data: stratified", {data.get("stratified", "no"): ""}, {"yes", "no"})
+    for name, string in split.items():
+        share, _, outer = string.partition(" of ")
+        check_number(f"data: split: {name}", share)
+        check_keys(f"data: split: {name}", {outer: ""} if outer else {}, set(split) - {name})
+    for name, count in counts.items():
+        check_number(f"data: counts: {name}", count, read_count)
+    if isinstance(weights, str):
+        check_keys("data: weights", {weights: ""}, set(WEIGHTS))
+        return
+    check_kind("data: weights", weights, dict)
+    for name, weight in weights.items():
+        check_number(f"data: weights: {name}", weight)
+    if counts:
         check_keys("data: weights", weights, set(counts))
+
+# %% ../nbs/library/published_records.ipynb #bacb6cb1
+class _Loader(yaml.BaseLoader):
+    "Reads all values as strings, and refuses a key that is given twice."
+
+    def construct_mapping(self, node, deep=False):
+        "Return the mapping of a node. Raise `ConstructorError` for a key that stands in it twice."
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse_record(
@@ -148,20 +305,16 @@ def parse_record(
 ) -> dict:  # of strings, as they were printed
     "Parse a published record. Raise `ValueError` naming the place of the error."
     try:
-        record = yaml.load(string, yaml.BaseLoader)
+        record = yaml.load(string, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"the record is not YAML: {error}") from None
+        raise ValueError(f"the record is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(record, dict) or not isinstance(record.get("models"), dict) or not record["models"]:
         raise ValueError("the record has no models: it needs 'models:' with a name and scores for each")
     record = {"title": "", "data": {}, **record}
     check_keys("the record", record, RECORD_KEYS)
-    check_keys("data", record["data"], DATA_KEYS)
     check_data(record["data"])
     for name, model in record["models"].items():
-        if not isinstance(model, dict):
-            raise ValueError(f"models: {name}: needs entries such as 'scores:', not {model!r}")
-        check_keys(f"models: {name}", model, MODEL_KEYS)
-        check_model(name, model)
+        check_model(name, model, set(record["data"].get("split", {})))
         check_keys(f"models: {name}: members", dict.fromkeys(model.get("members", [])), set(record["models"]))
     return record
 
@@ -178,25 +331,6 @@ def read_record(
         raise ValueError(f"{path}: {error}") from None
 
 # %% ../nbs/library/published_records.ipynb #311b8920
-def printed_scores(
-    model: dict,  # of a record
-) -> dict[str, Printed]:  # by name: "n", "accuracy", "macro F1", "recall of CLASS" ...
-    "Return all printed scores of a model."
-    strings = {"n": model["n"]} if "n" in model else {}
-    strings |= model.get("scores", {})
-    for name, row in model.get("per class", {}).items():
-        strings |= {f"{column} of {name}": cell for column, cell in zip(COLUMNS, row) if cell != "-"}
-    return {name: read_score(name, string) for name, string in strings.items()}
-
-
-def read_score(
-    name: str,  # e.g. "accuracy", "recall of CLASS" or "n"
-    string: str,  # as printed
-) -> Printed:
-    "Return the range of a printed score."
-    return read_share(string) if name.partition(" of ")[0] in SHARES else read_printed(string)
-
-
 def models_with(
     record: dict,
     *keys: str,  # of a model
@@ -206,9 +340,43 @@ def models_with(
         if set(keys) <= set(model):
             yield name, model
 
+
+def read_score(
+    name: str,  # e.g. "accuracy", "recall of CLASS" or "n"
+    string: str,  # as printed
+    percent: bool | None = None,  # see `read_share`
+) -> Printed:
+    "Return the range of a printed score."
+    if name.partition(" of ")[0] in SHARES | COEFFICIENTS:
+        return read_share(string, percent)
+    return read_printed(string)
+
+
+def table_scores(
+    model: dict,  # of a record
+) -> dict[str, Printed]:  # by name: "recall of CLASS", "support of CLASS" ...
+    "Return the scores of the table of classes; where one of them is an unmarked percentage, all of its kind are."
+    rows = model.get("per class", {})
+    cells = {f"{column} of {c}": cell for c, row in rows.items() for column, cell in zip(COLUMNS, row) if cell != "-"}
+    decimals = percent_decimals([cell for name, cell in cells.items() if not name.startswith("support")])
+    return {name: read_score(name, cell, may_be_percent(cell, decimals) or None) for name, cell in cells.items()}
+
+
+def printed_scores(
+    model: dict,  # of a record
+    truncated: bool = False,  # read them as cut off instead of rounded
+) -> dict[str, Printed]:  # by name: "n", "accuracy", "macro F1", "recall of CLASS" ...
+    "Return all printed scores of a model that are of one run, not the mean of several."
+    if read_count(model.get("runs", "1")) > 1:
+        return {}
+    strings = ({"n": model["n"]} if "n" in model else {}) | model.get("scores", {})
+    found = {name: read_score(name, string) for name, string in strings.items()} | table_scores(model)
+    single = {name: number for name, number in found.items() if not number.is_mean}
+    return {name: number.truncated() for name, number in single.items()} if truncated else single
+
 # %% ../nbs/library/published_records.ipynb #e0b563c3
 def matrix_of(
-    model: dict,  # of a record, with a matrix
+    model: dict,  # of a record, with a matrix of counts
 ) -> np.ndarray:  # (C, C) int, as printed
     "Return the confusion matrix of a model as an array."
     return np.array([[read_count(cell) for cell in row] for row in model["matrix"]])
@@ -218,13 +386,14 @@ def error_counts(
     model: dict,  # of a record
 ) -> range | None:  # None if n or accuracy were not printed
     "Return how many errors a model may have made."
-    if "matrix" in model:
+    if "matrix" in model and not has_shares(model):
         errors = int(matrix_of(model).sum() - matrix_of(model).trace())
         return range(errors, errors + 1)
-    if "n" not in model or "accuracy" not in model.get("scores", {}):
+    printed = printed_scores(model)
+    if "n" not in model or "accuracy" not in printed:
         return None
-    n = read_printed(model["n"]).count
-    correct = read_share(model["scores"]["accuracy"]).counts(n)
+    n = read_count(model["n"])
+    correct = printed["accuracy"].counts(n)
     return range(n - correct[-1], n - correct[0] + 1) if correct else None
 
 

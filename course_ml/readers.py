@@ -9,42 +9,47 @@ import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .arrays import dataset_from_arrays, find_arrays
-from .columns import NoLabels
+from .columns import GROUP_WORDS, NoLabels, means_the_same
 from .data import Dataset, index_classes
+from .decoding import UnreadableImage
+from .image_names import ImageFinder, join_listings, without_suffix
 from .image_sources import FolderImages
-from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of
+from .layout import NO_IMAGE, UNLABELED, decide_layout, labels_by_name, listed, number_of, splits_of
 from .listing import BY_PROGRAM, HIDDEN, TEXT, Listing, clean_path, is_archive, list_files
-from .reading import Reading, ReadOptions, split_named
-from .table_files import TABLE_SUFFIXES
+from .reading import Reading, ReadOptions, split_named, takes_options
+from .table_files import TABLE_SUFFIXES, decode_text
 from .tables import dataset_from_table, find_tables, unlabelled_from_table
 
 # %% auto #0
-__all__ = ['COLUMNS', 'SPLIT_FILES', 'SPLIT_FILE', 'NO_DATA', 'NAME_AND_NUMBER', 'read_dataset', 'dataset_from_folders',
-           'names_in_list', 'read_unlabelled', 'class_numbers']
+__all__ = ['COLUMNS', 'SPLIT_FILES', 'SPLIT_FILE', 'NO_DATA', 'NAME_AND_NUMBER', 'ROBOFLOW', 'FIRST_WORD', 'NUMBERED_WORD',
+           'read_dataset', 'given_path', 'dataset_from_folders', 'names_in_list', 'read_unlabelled', 'class_numbers']
 
 # %% ../nbs/library/readers.ipynb #rs000006
+@takes_options
 def read_dataset(
     path: str | Path,  # a folder, an archive, a table or an npz
     name: str = "",  # for titles; default: the path's own name
-    image_column: str = "",  # of a table: the images; default: one with a usual name
-    label_column: str = "",  # of a table: the classes; default: one with a usual name
-    group_column: str = "",  # of a table: rows that share a value stay together; several separated by commas
-    split_column: str = "",  # of a table: train, validation or test
-    leave_out: str = "",  # classes to leave out, separated by commas
-    label_pattern: str = "",  # a regular expression whose group is the class, searched in the names of the files
+    **options: str,  # how to read the data, see `ReadOptions`
 ) -> Dataset:
     "Read a data set. Raises `FileNotFoundError` and `ValueError` that say what was found and what is needed."
-    path = Path(path)
-    options = ReadOptions(image_column, label_column, group_column, split_column, leave_out, label_pattern)
+    path, options = given_path(path), ReadOptions(**options)
     if not path.exists():
         raise FileNotFoundError(f"there is nothing at {path}; give a folder of class folders, a folder with a table, "
                                 "a table, an archive or an npz")
     return _finish(_read(name or _name_of(path), path, options), options)
+
+def given_path(
+    path: str | Path,  # from a user; may begin with ~
+) -> Path:
+    "Return a path of data. Raises `ValueError` for an empty one, which would be the current folder."
+    if not str(path): raise ValueError("the path of the images (data_path) is empty")
+    return Path(path).expanduser()
 
 def _name_of(path):
     "A path's own name, without the suffixes of a file."
@@ -64,7 +69,7 @@ def _read(name, path, options):
 
 def _read_arrays(name, path, options):
     "Arrays as a data set."
-    _refuse(options, ["label_pattern"], f"{path} has arrays, not files with names")
+    _refuse(options, ["label_pattern", "group_pattern"], f"{path} has arrays, not files with names")
     return dataset_from_arrays(name, path, options)
 
 def _read_tables(name, listing, tables, options):
@@ -97,8 +102,14 @@ def _read_files(name, listing, options):
     if arrays := find_arrays(listing): return _read_arrays(name, arrays, options)
     tables, reading = _tables_of(listing, options)
     if tables: dataset = _read_tables_or_folders(name, listing, tables, options)
+    elif joined := _split_archives(listing): return _read_joined(name, listing, joined, options)
     elif archive := _only_archive(listing): return _read_inside(name, listing, archive, options)
     else: dataset = dataset_from_folders(name, listing, options, reading)
+    if split := _split_by_lists(dataset, listing):
+        others = [path for path in listing.paths if path not in split.files]
+        dataset = _read_files(name, replace(listing, paths=others, known={}), options)
+        items = dataset.items.assign(split=dataset.items.location.map(split.splits))
+        return replace(dataset, items=items, reading=dataset.reading.decide(split.told))
     return replace(dataset, reading=dataset.reading + reading)
 
 COLUMNS = ["image_column", "label_column", "group_column", "split_column"]
@@ -124,6 +135,25 @@ def _only_archive(listing):
     if len(archives) == 1: return archives[0]
     raise ValueError(f"{listing.root}: no images, but {len(archives)} archives ({listed(archives)}); "
                      "give the path of one")
+
+def _split_archives(listing):
+    "The files in archives that are called as splits, e.g. train.zip and test.zip; None without, or next to images."
+    if listing.images() or not isinstance(listing.source, FolderImages): return None
+    names = {path: without_suffix(clean_path(path)) for path in listing.archives()}
+    splits = splits_of({name.rpartition("/")[2] for name in names.values()})
+    names = {path: name for path, name in names.items() if name.rpartition("/")[2] in splits}
+    if len(set(splits.values())) < 2 or len(set(names.values())) < len(names): return None
+    inside = {name: list_files(listing.root / path) for path, name in names.items()}
+    joined = join_listings(listing.root, inside)
+    return joined if joined.images() else None
+
+def _read_joined(name, listing, joined, options):
+    "The data set in the archives of the splits of a folder."
+    dataset = _read_files(name, joined, options)
+    used = [path for path in listing.archives() if without_suffix(clean_path(path)) in joined.source.sources]
+    found = Reading().decide(f"read from the archives {listed(used)}, each as if it were a folder")
+    others = [(path, "next to the archives that are read") for path in listing.paths if path not in used]
+    return _also_skipped(replace(dataset, reading=found + dataset.reading), others + listing.set_aside)
 
 def _read_inside(name, listing, archive, options):
     "The data set in the only archive of a folder."
@@ -172,7 +202,9 @@ def dataset_from_folders(
     items = pd.DataFrame({"id": ids, "location": layout.images.path, "label": labels, "group": ids})
     if layout.images.split.any(): items["split"] = layout.images.split
     skipped = _table_of_skipped([*((path, UNLABELED) for path in layout.unlabeled), *layout.unused])
-    dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + _say_left_out(layout.unused))
+    said = re.findall("(?m)^table (.*) not used: ", "\n".join(tables.decisions if tables else ()))
+    left_out = _say_left_out([pair for pair in layout.unused if pair[0] not in said])
+    dataset = Dataset(name, items, classes, listing.source, skipped, layout.reading + left_out)
     return _also_skipped(dataset, listing.set_aside)
 
 def _ids_of(paths):
@@ -210,13 +242,65 @@ def _suggest_pattern(images):
     return (f"; if the names begin with the classes ({listed(sorted(classes))}), give "
             f"label_pattern={NAME_AND_NUMBER!r}")
 
+# %% ../nbs/library/readers.ipynb #rs000033
+class _Lists(NamedTuple):
+    "A split that lists of images give."
+    files: list[str]
+    splits: dict[str, str]  # location -> train, validation or test
+    told: str  # how it was read
+
+def _split_by_lists(dataset, listing):
+    "The split that lists give to each image of a data set without one; None where none gives it to all, once."
+    if "split" in dataset.items or dataset.source is not listing.source: return None
+    texts = [path for path in listing.paths if path.lower().endswith(".txt")]
+    lists = {path: split for path in texts if (split := _split_of_list(path))}
+    numbered = [path for path in texts if path.rpartition("/")[2].casefold() == "train_test_split.txt"]
+    if len(numbered) == 1: files, pairs = _numbered_split(listing, numbered[0])
+    else: files, pairs = list(lists), [(name, lists[path]) for path in lists for name in _lines(listing, path)]
+    if len({split for _, split in pairs}) < 2: return None
+    found = ImageFinder(listing).find([name for name, _ in pairs])
+    places = [(place, split) for place, (_, split) in zip(found, pairs) if isinstance(place, str)]
+    splits = dict(places)
+    is_complete = len(splits) == len(places) == len(pairs) and set(dataset.items.location) <= set(splits)
+    if not is_complete or dataset.items.location.map(splits).nunique() < 2: return None
+    told = ", ".join(f"{path} ({lists[path]})" for path in files) if files == list(lists) else listed(files)
+    return _Lists(files, splits, f"split: the lists {told}")
+
+def _split_of_list(path):
+    "The split of the images in a list by its name; train where it is also validation, which is then cut from it."
+    stem = path.rpartition("/")[2].rpartition(".")[0]
+    splits = {split_named(word) for word in re.split(r"[\W_]+", stem)} - {""}
+    if splits == {"train", "validation"}: return "train"
+    return splits.pop() if len(splits) == 1 else ""
+
+def _lines(listing, path):
+    "The lines of a text that are not empty; none where it is no text."
+    try: text, _ = decode_text(listing.read(path))
+    except (ValueError, UnreadableImage): return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+def _numbered_split(listing, path):
+    "Files, and pairs of name and split, of a split by the numbers in images.txt beside it: 1 is train, 0 is test."
+    names = path.rpartition("/")[0] + "/images.txt" if "/" in path else "images.txt"
+    if names not in listing.paths: return [], []
+    cut = [[line.split(maxsplit=1) for line in _lines(listing, one)] for one in (names, path)]
+    if any(len(cells) != 2 for lines in cut for cells in lines): return [], []
+    images, marks = map(dict, cut)
+    if set(images) != set(marks) or not set(marks.values()) <= {"0", "1"}: return [], []
+    return [names, path], [(images[number], "train" if marks[number] == "1" else "test") for number in images]
+
+
 # %% ../nbs/library/readers.ipynb #rs000013
 def _finish(dataset, options):
     "The data set with clean class names, without the classes to leave out, and with the remarks that all share."
     dataset = _with_clean_classes(dataset)
     if options.leave_out: dataset = _leave_out(dataset, options.leave_out)
+    if options.group_pattern: dataset = _group_by_name(dataset, options)
     _check_classes(dataset)
-    return replace(dataset, reading=dataset.reading.remark(*_say_alike(dataset.classes), *_say_split_files(dataset)))
+    remarks = [*_say_alike(dataset.classes), *_say_split_files(dataset)]
+    has_groups = options.group_pattern or options.group_column
+    if not has_groups: remarks += _offer_groups_in_names(dataset)
+    return replace(dataset, reading=dataset.reading.remark(*remarks))
 
 def _with_clean_classes(dataset):
     "The data set with names of classes in Unicode's form NFC, without spaces around them; equal ones become one."
@@ -249,12 +333,62 @@ def _say_alike(classes):
         if len(names) < 2: continue
         yield f"the classes {listed(map(repr, names))} differ only in capitals; they are kept apart"
 
+# %% ../nbs/library/readers.ipynb #rs000031
+def _group_by_name(dataset, options):
+    "The data set with the groups that a pattern finds in the names of the files."
+    _refuse(options, ["group_column"], "a group_pattern is given")
+    pattern, items = options.group_pattern, dataset.items
+    found = labels_by_name(items.location, pattern, "group_pattern")
+    groups = pd.Series(found, items.index, dtype=str)
+    has_group = groups != ""
+    if not has_group.any():
+        raise ValueError(f"group_pattern {pattern!r} fits none of {_say_images(list(items.location))}")
+    count = number_of(groups[has_group].nunique(), "group")
+    reading = dataset.reading.decide(f"{count} by group_pattern {pattern!r}: {listed(groups[has_group])}")
+    if not has_group.all():
+        alone = items.location[~has_group]
+        reading = reading.remark(f"group_pattern {pattern!r} finds no group for {_say_images(list(alone))}; "
+                                 "each of these is a group of its own")
+    return replace(dataset, items=items.assign(group=groups.where(groups != "", items.id)), reading=reading)
+
+ROBOFLOW, FIRST_WORD = r"^(.+)\.rf\.", r"^([A-Za-z]*[0-9]+[A-Za-z]*)[_-]"
+NUMBERED_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(GROUP_WORDS))})[ _-]?[0-9]", re.IGNORECASE)
+
+def _offer_groups_in_names(dataset):
+    "A remark on the first pattern that finds groups in the names of the files."
+    if dataset.items.location.dtype.kind in "iu": return
+    paths, labels = dataset.items.location.map(clean_path), pd.Series(dataset.labels, dataset.items.index)
+    for pattern in _group_patterns(paths):
+        values = pd.Series(labels_by_name(paths, pattern), paths.index, dtype=str)
+        values = values[values != ""]
+        repeated = values.duplicated(keep=False).sum()
+        if 2 * len(values) < len(paths) or 2 * repeated < len(values): continue
+        if values.nunique() < 2 or means_the_same(values, labels[values.index]): continue
+        value, count = next(iter(values.value_counts().items()))
+        yield (f"LOOK AT the names of the images: {number_of(values.nunique(), 'name')} such as {value} in "
+               f"{number_of(len(values), 'image')} ({value} in {count}). If images with one of these show the same thing, "
+               f"they belong in one split: give group_pattern={pattern!r}")
+        return
+
+def _group_patterns(paths):
+    "Patterns that may find groups in names: a word such as patient with a number, copies of one image, a first word."
+    sample = paths.iloc[::-(-len(paths) // 1000)] if len(paths) else paths
+    words = [found[1] for path in sample if (found := NUMBERED_WORD.search(path))]
+    for word in dict.fromkeys(words):
+        if 2 * words.count(word) < len(sample): continue
+        in_name = rf"({word}[ _-]?[0-9]+)"
+        yield from (in_name, rf"{in_name}[^/]*/")
+    for pattern in (ROBOFLOW, FIRST_WORD):
+        fitting = sum(map(bool, labels_by_name(sample, pattern)))
+        if fitting and 2 * fitting >= len(sample): yield pattern
+
 # %% ../nbs/library/readers.ipynb #rs000015
 def names_in_list(
     text: str,  # names separated by commas
     classes: list[str],  # all names that there are
 ) -> list[str]:
     "Return the class names in a list, the longest that fit. Raises `ValueError` for one that is no class."
+    if not text.strip(" ,"): raise ValueError(f"leave_out: {text!r} has no name of a class")
     known = {re.sub(r"\s*,\s*", ",", name): name for name in classes}
     pieces, found = [piece.strip() for piece in text.split(",")], []
     while pieces:
@@ -282,7 +416,7 @@ def read_unlabelled(
     like: Dataset | None = None,  # the labeled images: those of more than 8 bits here get the same range
 ) -> Dataset:  # in the order of the table, or by name; every label is 0, and means nothing
     "Read images without labels. Raises `ValueError` for an image that is not there: none may be left out."
-    path, options = Path(path), ReadOptions(image_column=image_column, label_pattern=label_pattern)
+    path, options = given_path(path), ReadOptions(image_column=image_column, label_pattern=label_pattern)
     name = name or _name_of(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
         dataset = unlabelled_from_table(name, list_files(path.parent), path.name, classes, options)
@@ -292,6 +426,7 @@ def read_unlabelled(
 
 def _unlabelled_from_files(name, listing, classes, options):
     "The images without labels of a folder or an archive."
+    listing = _split_archives(listing) or listing
     images = _without_labels(listing, options)
     ids = _ids_of(images)
     items = pd.DataFrame({"id": ids, "location": images, "label": 0, "group": ids})

@@ -6,39 +6,55 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['OPTION_HELP', 'SPLIT_NAMES', 'ReadOptions', 'add_reading_options', 'reading_options', 'as_flags', 'Reading',
-           'split_named']
+__all__ = ['OPTION_HELP', 'SPLIT_NAMES', 'ReadOptions', 'takes_options', 'add_reading_options', 'reading_options', 'as_flags',
+           'Reading', 'split_named']
 
 # %% ../nbs/library/reading.ipynb #rd000021
 if TYPE_CHECKING:  # it loads slowly
     import pandas as pd
 
 # %% ../nbs/library/reading.ipynb #rd000006
+def _option(about): return field(default="", metadata={"help": about})
+
 @dataclass(frozen=True)
 class ReadOptions:
     "What a user may say about the data; an empty option leaves the choice to the reader."
-    image_column: str = ""  # of a table: the images
-    label_column: str = ""  # of a table: the classes
-    group_column: str = ""  # of a table: what belongs together; several columns are separated by commas
-    split_column: str = ""  # of a table: train, validation or test
-    leave_out: str = ""  # classes to leave out, separated by commas
-    label_pattern: str = ""  # a regular expression whose first group is the class, searched in the file name
+    image_column: str = _option("column of a table with the images")
+    label_column: str = _option("column of a table with the classes")
+    group_column: str = _option("column of a table; images that share a value stay in one split (several: with commas)")
+    split_column: str = _option("column of a table that says train, validation or test")
+    leave_out: str = _option("classes to leave out, separated by commas")
+    label_pattern: str = _option("a regular expression for the names of the files; its first group is the class")
+    group_pattern: str = _option("the same for groups: images with the same first group stay in one split")
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is a string, e.g. 'a' or 'a, b', not {value!r}")
+
+OPTION_HELP = {option.name: option.metadata["help"] for option in fields(ReadOptions)}
+
+# %% ../nbs/library/reading.ipynb #rd000026
+def takes_options(
+    function,  # with `**options`, which it hands to `ReadOptions`
+):
+    "Decorator: show the options of reading in a function's signature and docstring."
+    own = inspect.signature(function)
+    named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    options = [inspect.Parameter(name, keyword, default="", annotation="str") for name in OPTION_HELP]
+    function.__signature__ = own.replace(parameters=[*named, *options])
+    about = "\n".join(f"  {name}: {about}" for name, about in OPTION_HELP.items())
+    function.__doc__ = f"{function.__doc__}\n\nHow to read the data (default: as they are found):\n{about}"
+    return function
 
 # %% ../nbs/library/reading.ipynb #rd000023
-OPTION_HELP = {
-    "image_column": "column of a table with the images",
-    "label_column": "column of a table with the classes",
-    "group_column": "column of a table; images that share a value stay in one split (several: with commas)",
-    "split_column": "column of a table that says train, validation or test",
-    "leave_out": "classes to leave out, separated by commas",
-    "label_pattern": "a regular expression for the names of the files; its first group is the class",
-}
-
 def add_reading_options(
     parser: argparse.ArgumentParser,  # of a command that reads data; is changed
 ):

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .data_commands import about_split, load_named, show_reading, show_unused, try_images
+from .data_commands import about_split, load_named, show_reading, show_unused, try_images, with_groups
 from .notebooks import ParameterError, ReportError, RunError, describe_parameters
 from .provenance import atomic_path
 from .reading import reading_options
@@ -19,8 +19,8 @@ from .report_jobs import Job, path_from_here, prepare, read_settings
 from .report_state import read_status, report_names
 
 # %% auto #0
-__all__ = ['find_root', 'given_parameters', 'chosen_reports', 'report_command', 'check_own_data', 'explain', 'page_of',
-           'make_one', 'make_many', 'forwarded', 'reports_command', 'params_command', 'verify_command',
+__all__ = ['find_root', 'given_parameters', 'chosen_reports', 'report_command', 'check_own_data', 'check_place', 'explain',
+           'page_of', 'make_one', 'make_many', 'forwarded', 'reports_command', 'params_command', 'verify_command',
            'export_command', 'diff_command', 'new_command']
 
 # %% ../nbs/library/report_commands.ipynb #00000006
@@ -64,6 +64,7 @@ def report_command(options):
     jobs = [prepare(name, parameters, root, from_text=True) for name in chosen_reports(options, root)]
     for job in jobs: check_own_data(job)
     if options.explain: return explain(jobs)
+    for job in jobs: check_place(job)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as an error, which the status can tell
     if len(jobs) > 1 or options.executor != "local": make_many(jobs, options)
     else: make_one(jobs[0], options)
@@ -73,10 +74,20 @@ def check_own_data(
 ):
     "Raise `ReportError` for data other than the report's own, whose results would replace the report's."
     own = path_from_here(read_settings(job.name, job.root)["parameters"].get("data_path", ""), job.root)
-    given = job.given.get("data_path", "")
-    if not given or own and os.path.abspath(given) == os.path.abspath(own): return
+    given = job.given.get("data_path", own)
+    if given == own or given and own and os.path.abspath(given) == os.path.abspath(own): return
+    if not given: raise ReportError("parameter 'data_path': the path of the images is empty")
     raise ReportError(f"report {job.name!r} keeps its own data; other data belong in a report of their own:\n"
                       f"  course-ml new NAME --data {given}\n  course-ml report NAME")
+
+def check_place(
+    job: Job,  # a report
+):
+    "Raise `ReportError` in a folder that a run would replace: the shell would be left in a folder that is gone."
+    folder, here = job.folder.resolve(), Path.cwd()
+    if folder == here or folder in here.parents:
+        raise ReportError(f"making the report {job.name!r} replaces the folder that you are in: call this from "
+                          f"another one, e.g. after\n  cd {job.root}")
 
 def explain(
     jobs: list[Job],  # the reports
@@ -181,8 +192,8 @@ def new_command(options):
     print(dataset, "", sep="\n")
     show_reading(dataset)
     show_unused(dataset.name, dataset.skipped)
-    try_images(dataset)
-    print(*about_split(dataset), "", sep="\n")
+    readable = dataset.without(try_images(dataset))
+    print(*about_split(with_groups(readable, options.group_duplicates)), "", sep="\n")
     given = {"group_duplicates": options.group_duplicates, **reading_options(options)}
     folder = new_study(options.name, options.data, root, **given)
     print(f"Notebook: {os.path.relpath(folder / options.name)}.ipynb\n"

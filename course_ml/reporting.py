@@ -5,17 +5,22 @@
 # %% ../nbs/11_reporting.ipynb #00000003
 from __future__ import annotations
 
+import html
 import math
 import re
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .evidence import MARK, NOTE, test_set_name
+from .names import isolated, latex_text, markdown_text, one_line
 from .provenance import file_digest, write_json
 
 # %% auto #0
-__all__ = ['ROUNDING', 'LARGEST_SVG', 'check_record', 'named_columns', 'readable_number', 'readable_table', 'markdown_table',
-           'latex_table', 'FullTable', 'Report']
+__all__ = ['ROUNDING', 'NAMES', 'NUMBER', 'CELL_OF_NUMBERS', 'LARGEST_SVG', 'check_record', 'whole_numbers', 'named_columns',
+           'readable_number', 'number_columns', 'readable_table', 'markdown_table', 'html_table', 'latex_table',
+           'FullTable', 'Report']
 
 # %% ../nbs/11_reporting.ipynb #typechck
 if TYPE_CHECKING:  # they load slowly: functions import them when they need them
@@ -33,6 +38,7 @@ def check_record(
     seeds,  # seeds of the runs it comes from
     unit: str,  # of value, low and high, e.g. "%"; "" for a plain fraction
     reason: str,  # why value, low or high is missing; "" where none is
+    selected: str = "",  # what was selected on the images that are scored, e.g. "epoch", see `evidence.MARK`
 ) -> dict:  # the record as results.json holds it
     "Return a record. Raises `ValueError` for a missing number without a reason, or an interval without the value."
     numbers = {name: _plain_number(number) for name, number in (("value", value), ("low", low), ("high", high))}
@@ -42,7 +48,7 @@ def check_record(
     if not missing and not numbers["low"] - ROUNDING <= numbers["value"] <= numbers["high"] + ROUNDING:
         raise ValueError(f"low <= value <= high does not hold: {numbers}")
     record = {**numbers, "n": None if n is None else int(n), "seeds": [int(seed) for seed in seeds], "unit": unit}
-    return {**record, "reason": reason} if reason else record
+    return {**record, **({"reason": reason} if reason else {}), **({"selected": selected} if selected else {})}
 
 def _plain_number(number):
     "Return a number as Python has it; None for NaN and infinity."
@@ -50,22 +56,43 @@ def _plain_number(number):
     return None if number is None or not math.isfinite(number) else number
 
 # %% ../nbs/11_reporting.ipynb #0000000b
+def whole_numbers(
+    frame: "pandas.DataFrame",  # a table
+) -> list[str]:  # names of columns
+    "Return which columns hold whole numbers, which a CSV cannot tell from names in digits."
+    from pandas.api.types import is_integer_dtype
+    named = named_columns(frame)
+    return [str(name) for name, column in named.items() if is_integer_dtype(column) and str(name) not in NAMES]
+
 def named_columns(
     frame: "pandas.DataFrame",  # a table
 ) -> "pandas.DataFrame":  # with a plain index
-    "Return the table with a named or unusual index as its first column."
-    import pandas
-    plain = isinstance(frame.index, pandas.RangeIndex) and frame.index.name is None
+    "Return the table with its index as the first column, unless it only numbers the rows."
+    from pandas.api.types import is_integer_dtype
+    plain = frame.index.nlevels == 1 and frame.index.name is None and is_integer_dtype(frame.index)
     return (frame if plain else frame.reset_index()).rename_axis(columns=None)
 
 def readable_number(
     value,  # of a cell
     digits: int,  # decimals of real numbers
-) -> str:
-    "Return a cell as a string: real numbers rounded, missing ones as a dash, small positive ones never as 0."
-    if not isinstance(value, float): return str(value)
+) -> str:  # one line
+    """Return a cell as a string: real numbers rounded, missing ones as a dash, small positive ones never as 0,
+    thousands with a separator."""
+    if isinstance(value, Integral) and not isinstance(value, bool): return f"{value:,}"
+    if not isinstance(value, float): return one_line(value)
     if not math.isfinite(value): return "–"
-    return f"<{10**-digits:.{digits}f}" if 0 < value < .5 * 10**-digits else f"{value:.{digits}f}"
+    return f"<{10**-digits:.{digits}f}" if 0 < value < .5 * 10**-digits else f"{value:,.{digits}f}"
+
+NAMES = {"seed", "id", "year"}  # columns whose whole numbers are names
+NUMBER = r"[-+−<]?[\d,]+(\.\d+)?(e[-+]?\d+)?%?"
+CELL_OF_NUMBERS = re.compile(rf"–?|({NUMBER}|–)( \((no interval|{NUMBER} to {NUMBER})\))?( ?[*†])?")
+
+def number_columns(
+    frame: "pandas.DataFrame",  # of strings, from `readable_table`
+) -> list[bool]:  # for each column
+    "Return which columns hold numbers: people compare them best when they are aligned at the right."
+    return [all(CELL_OF_NUMBERS.fullmatch(cell.replace("\xa0", " ")) for cell in frame.iloc[:, column])
+            for column in range(frame.shape[1])]
 
 def readable_table(
     frame: "pandas.DataFrame",  # adjacent columns "x", "x low", "x high" (or "x", "low", "high") are an interval
@@ -73,15 +100,23 @@ def readable_table(
 ) -> "pandas.DataFrame":  # of strings
     "Return the table as people read it: rounded, an interval in the cell of its score."
     import pandas
-    strings = named_columns(frame).map(lambda value: readable_number(value, digits))
+    from pandas.api.types import is_integer_dtype
+    frame = named_columns(frame)
+    frame = frame.astype({name: str for name in frame if str(name) in NAMES and is_integer_dtype(frame[name])})
+    strings = frame.map(lambda value: readable_number(value, digits))
     shown, names = {}, list(strings.columns)
     while names:
         name, *names = names
         if [str(n) for n in names[:2]] in ([f"{name} low", f"{name} high"], ["low", "high"]):
             (low, high), names = names[:2], names[2:]
-            shown[f"{name} (95 % interval)"] = strings[name] + " (" + strings[low] + " to " + strings[high] + ")"
+            shown[f"{name} (95 % interval)"] = list(map(_with_interval, strings[name], strings[low], strings[high]))
         else: shown[name] = strings[name]
-    return pandas.DataFrame(shown)
+    return pandas.DataFrame(shown).rename(columns=one_line)
+
+def _with_interval(value, low, high):
+    "Return a cell that stays in one line: a score with its interval, if it has one."
+    if value == "–": return value
+    return f"{value} ({'no interval' if '–' in (low, high) else f'{low} to {high}'})".replace(" ", "\xa0")
 
 # %% ../nbs/11_reporting.ipynb #0000000f
 def markdown_table(
@@ -89,9 +124,22 @@ def markdown_table(
     digits: int = 3,  # decimals of real numbers
 ) -> str:  # Markdown
     "Return the table in Markdown."
-    frame = readable_table(frame, digits).map(lambda cell: cell.replace("|", "\\|").replace("\n", " "))
-    lines = [frame.columns, ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    shown = readable_table(frame, digits)
+    rules = ["---:" if numbers else "---" for numbers in number_columns(shown)]
+    header, *rows = [[markdown_text(cell) for cell in line] for line in (shown.columns, *shown.to_numpy())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rules, *rows))
+
+def html_table(
+    shown: "pandas.DataFrame",  # from `readable_table`
+) -> str:  # HTML
+    "Return the table in HTML. Nothing in it is markup or a formula."
+    sides = ["right" if numbers else "left" for numbers in number_columns(shown)]
+    header, *rows = ["".join(f'<{tag} style="text-align: {side}">{isolated(html.escape(cell))}</{tag}>'
+                             for side, cell in zip(sides, line))
+                     for tag, line in [("th", shown.columns), *(("td", row) for row in shown.to_numpy())]]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return (f'<table class="dataframe tex2jax_ignore mathjax_ignore">\n<thead><tr>{header}</tr></thead>\n'
+            f"<tbody>\n{body}\n</tbody>\n</table>")
 
 def latex_table(
     frame: "pandas.DataFrame",  # the table
@@ -100,11 +148,11 @@ def latex_table(
     digits: int = 3,  # decimals of real numbers
 ) -> str:  # LaTeX; the document needs the package booktabs
     "Return the table in LaTeX, in the style of booktabs."
-    from nbconvert.filters import escape_latex
-    style = readable_table(frame, digits).replace("–", "--").style.hide(axis="index")
-    style = style.format(escape="latex").format_index(escape="latex", axis="columns")
+    shown = readable_table(frame, digits)
+    columns = "".join("r" if numbers else "l" for numbers in number_columns(shown))
+    style = shown.map(latex_text).rename(columns=latex_text).style.hide(axis="index")
     return style.to_latex(hrules=True, position="tbp", position_float="centering", label=f"tab:{name}",
-                          caption=escape_latex(caption) or None)
+                          column_format=columns, caption=latex_text(caption) or None)
 
 # %% ../nbs/11_reporting.ipynb #00000012
 @dataclass(frozen=True)
@@ -117,11 +165,8 @@ class FullTable:
         return self.frame.to_string(index=False) + f"\n{self._rest()}" * bool(self.more)
 
     def _repr_html_(self):
-        "Return the table as HTML, its cells not shortened."
-        import pandas
-        with pandas.option_context("display.max_colwidth", None):
-            table = self.frame.to_html(index=False, border=0)
-        return table + f"<p>{self._rest()}</p>" * bool(self.more)
+        "Return the table as HTML."
+        return html_table(self.frame) + f"<p>{self._rest()}</p>" * bool(self.more)
 
     def _rest(self): return f"... and {self.more:,} more rows, which are in the table's file"
 
@@ -144,9 +189,10 @@ class Report:
         seeds=(),  # seeds of the runs it comes from
         unit: str = "",  # e.g. "images"; "" for a plain fraction
         reason: str = "",  # why value, low or high is missing
+        selected: str = "",  # what was selected on the images that are scored: `Predictions.selected`
     ):
         "Record a score. Raises `ValueError` for a name used before and for what `check_record` refuses."
-        record = check_record(value, low, high, n, seeds, unit, reason)
+        record = check_record(value, low, high, n, seeds, unit, reason, selected)
         self._number("record", name)
         self.records[name] = record
         if self.folder: write_json(self.folder / "results.json", {"records": self.records})
@@ -154,49 +200,70 @@ class Report:
     def table(self,
         frame: "pandas.DataFrame",  # the table; a named index becomes the first column
         name: str,  # of its file
-        caption: str = "",  # one sentence
+        caption: str = "",  # one sentence, plain text
         digits: int = 3,  # decimals of real numbers where people read it; the file has all
         most: int | None = None,  # rows that people read, e.g. of a list of files; the file has all
-    ) -> FullTable:  # as people read it, to be shown
-        "Write a table as CSV. Raises `ValueError` for a name that is no file name, or was used before."
+    ):
+        """Show a table below its caption, and write it as CSV. Raises `ValueError` for a name that is no file name,
+        or was used before."""
+        from IPython.display import display
+        if any(str(column).startswith(MARK) for column in frame):
+            caption = f"{caption} {NOTE}".strip()
         self._caption("table", name, caption)
         if self.folder:
             path = self.folder / "tables" / f"{name}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
             named_columns(frame).to_csv(path, index=False, lineterminator="\n")
-            self._note("tables", {**self.made.get("tables", {}), name: {"caption": caption, "digits": digits}})
+            self._note("tables", {**self.made.get("tables", {}), name: {"caption": caption, "digits": digits,
+                                                                  "whole": whole_numbers(frame)}})
         shown = frame[:most]
-        return FullTable(readable_table(shown, digits), len(frame) - len(shown))
+        display(FullTable(readable_table(shown, digits), len(frame) - len(shown)))
 
     def figure(self,
         figure: "matplotlib.figure.Figure",  # the figure
         name: str,  # of its file
-        caption: str = "",  # one sentence; it is in the file too, for those who cannot see the figure
-    ) -> "matplotlib.figure.Figure":  # the same figure, to be shown
-        "Write a figure as SVG, or as PNG if the SVG were large. Raises `ValueError` as `table` does."
+        caption: str = "",  # one sentence, plain text; it is in the file too, for those who cannot see the figure
+    ):
+        """Show a figure below its caption, and write it as SVG, or as PNG if the SVG were large. Raises `ValueError`
+        as `table` does."""
         import matplotlib.pyplot
+        from IPython.display import display
 
         from course_ml.plots import save_figure
         self._caption("figure", name, caption)
         if self.folder:
             (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-            svg, png = save_figure(figure, self.folder / "figures" / name, description=caption)
+            svg, png = save_figure(figure, self.folder / "figures" / name, description=one_line(caption))
             (svg if svg.stat().st_size > LARGEST_SVG else png).unlink()
         matplotlib.pyplot.close(figure)  # or the notebook shows it a second time
-        return figure
+        display(figure)
 
     def made_from(self,
         dataset=None,  # a `Dataset`
         split=None,  # a `Split`
         weights: str | Path = "",  # the weights file, or a word for what is not a file, e.g. "none"
     ):
-        "Note for the manifest what the results were made from: fingerprint of the data, hashes of split and weights."
+        """Note for the manifest what the results were made from: fingerprint of the data, hashes of split and weights.
+        Show the table `class_numbers` where no font of this machine has the letters of a class."""
         if dataset is not None:
             self._note("data", {"name": dataset.name, "items": len(dataset), "fingerprint": dataset.fingerprint})
+            self._show_numbered(dataset.classes)
         if split is not None: self._note("split", split.hash)
+        if dataset is not None and split is not None and "test" in split.splits:
+            self._note("test_set", test_set_name(dataset.digests[split.rows("test")]))
         if weights:
             digest = file_digest(weights) if Path(weights).is_file() else None
             self._note("weights", {"name": Path(weights).name, "sha256": digest})
+
+    def _show_numbered(self, classes):
+        "Show the names of the classes that figures can only number, for want of a font."
+        import pandas
+
+        from course_ml.lettering import numbered_names
+        if not (numbered := numbered_names(classes)): return
+        table = pandas.DataFrame(numbered.items(), columns=["in figures", "name"])
+        caption = "No font of this machine has the letters of these names, so figures write numbers in their place."
+        self.table(table, "class_numbers", caption)
 
     def _number(self, kind, name):
         "Return the number of a new record, table or figure. Raises `ValueError` for a name that cannot be used."
@@ -211,7 +278,7 @@ class Report:
         number = self._number(kind, name)
         if not caption: return
         from IPython.display import Markdown, display
-        display(Markdown(f"**{kind.capitalize()} {number}.** {caption}"))
+        display(Markdown(f"**{kind.capitalize()} {number}.** {markdown_text(caption)}"))
 
     def _note(self, what, value):
         "Note something for the manifest."

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from .config import Recipe
+from .config import MONITORS, Recipe
 from .data import Dataset, Split
+from .evidence import join_marks
 from .predictions import Predictions
 from course_ml.provenance import (
     Key,
@@ -30,16 +31,91 @@ from .runtime import machine_info
 from .user_code import code_of
 
 # %% auto #0
-__all__ = ['LAUNCHED', 'best_epoch', 'Run', 'weights_hash', 'model_hash', 'decisive_inputs']
+__all__ = ['HELD_OUT', 'LAUNCHED', 'best_epoch', 'Rows', 'training_rows', 'used_images', 'Run', 'weights_hash', 'model_hash',
+           'decisive_inputs']
 
 # %% ../nbs/library/runs.ipynb #cccd7e5b
 def best_epoch(
     history: list[dict],  # one row an epoch, with validation_loss and validation_accuracy
     monitor: str,  # "loss" or "accuracy"
 ) -> int:  # position of its row; the first of equals
-    "Return the epoch with the lowest validation loss or the highest validation accuracy."
-    values = np.array([row[f"validation_{monitor}"] for row in history])
-    return int(values.argmin() if monitor == "loss" else values.argmax())
+    "Return the epoch with the lowest validation loss or the highest validation accuracy; NaN is worse than any number."
+    values = np.array([row[f"validation_{monitor}"] for row in history], float)
+    losses = values if MONITORS[monitor] == "minimize" else -values
+    return int(np.where(np.isnan(losses), np.inf, losses).argmin())
+
+# %% ../nbs/library/runs.ipynb #2ff1fe3d
+@dataclass(frozen=True)
+class Rows:
+    "The positions of the images that a training uses, by what for."
+    train: np.ndarray  # learned from
+    choice: np.ndarray  # scored after each epoch
+    validation: np.ndarray  # predicted at the end
+    keeps: str  # the "best" epoch, by the scores of `choice`, or the "last" one
+    chooses: bool  # whether anything depends on the scores of `choice`
+
+def training_rows(
+    recipe: Recipe,  # keep_epoch, epochs, patience, schedule
+    split: Split,
+    fold: int = 0,  # which fold validates
+) -> Rows:
+    "Return which images a training uses for what. Raises `ValueError` for a choice on the fold that is scored."
+    train, validation = split.rows("train", fold), split.rows("validation", fold)
+    folds_choose = split.k > 1 and recipe.keep_epoch == "best"
+    keeps = "last" if recipe.keep_epoch == "last" or split.k > 1 and not folds_choose else "best"
+    looks = bool(recipe.patience) or recipe.schedule == "plateau"
+    chooses = recipe.epochs > 1 and (keeps == "best" or looks)
+    if not folds_choose:
+        if split.k > 1 and looks: _refuse_choice(recipe)
+        return Rows(train, validation, validation, keeps, chooses)
+    if split.k == 2:
+        raise ValueError("keep_epoch: with two folds none is left to choose the epoch; use three or more, or 'last'")
+    choice = split.rows("validation", (fold + 1) % split.k)
+    return Rows(np.setdiff1d(train, choice), choice, validation, keeps, chooses)
+
+def _refuse_choice(recipe):
+    "Raise `ValueError` for a recipe that would look at the scores of the fold that is scored."
+    what, instead = ("patience", "0") if recipe.patience else ("schedule", "'cosine'")
+    raise ValueError(f"{what}: with k folds, {getattr(recipe, what)!r} would depend on the scores of the fold that the "
+                     f"model is scored on. Set keep_epoch='best', then the next fold decides, or {what}={instead}")
+
+# %% ../nbs/library/runs.ipynb #0268362a
+HELD_OUT = ("validation", "test")  # roles of images that are scored
+
+def used_images(
+    dataset: Dataset,
+    split: Split,
+    rows: Rows,  # from `training_rows`
+    origin: str | Path = "",  # folder of the run, or file of the weights, from which the training starts; "": none
+) -> pd.DataFrame:  # id, digest, role: train, choice, validation or test; an image may have several rows
+    """Tabulate what a training uses its images for, those of an earlier run included. Raises `ValueError` where that
+    run has learned from images that are to be scored."""
+    places = {"train": rows.train, "choice": rows.choice if rows.chooses else [], "validation": rows.validation,
+              "test": split.rows("test") if "test" in split.splits else []}
+    ids, digests = dataset.items.id.to_numpy(object), dataset.digests
+    own = pd.concat([pd.DataFrame({"id": ids[at], "digest": digests[at], "role": role})
+                     for role, at in places.items() if len(at)], ignore_index=True)
+    earlier = _images_of_origin(origin)
+    learned = own.digest.isin(earlier.digest[earlier.role == "train"])
+    new = own[learned & own.role.isin(HELD_OUT) & ~own.digest.isin(own.digest[own.role == "train"])]
+    _refuse_trained(f"the weights of {origin}", new.id, len(own[own.role.isin(HELD_OUT)]))
+    return pd.concat([own, earlier]).drop_duplicates(ignore_index=True)
+
+def _images_of_origin(origin):
+    "Return what the run of an origin has learned from and chosen on; nothing where it is of no run."
+    nothing = pd.DataFrame({"id": [], "digest": [], "role": []}, dtype=object)
+    if not origin: return nothing
+    path = Path(origin) / "images.parquet" if Path(origin).is_dir() else Path(origin).parent / "images.parquet"
+    if not path.exists(): return nothing
+    images = pd.read_parquet(path)
+    return images[images.role.isin(["train", "choice"])]
+
+def _refuse_trained(what, ids, n):
+    "Raise `ValueError` for images that a model was trained on."
+    if not len(ids): return
+    names = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    raise ValueError(f"{what}: the model was trained on {len(ids)} of these {n} images, so it cannot be scored on them: "
+                     f"{names}. Give a split or images that it has not seen")
 
 # %% ../nbs/library/runs.ipynb #88f82f4d
 LAUNCHED = ("launched.yml", "split.csv")  # what `launching.launch` writes into a run's folder before the run starts
@@ -78,8 +154,9 @@ class Run:
 
     @property
     def best_epoch(self) -> int:
-        "The epoch whose weights are kept, counted from 0."
-        return best_epoch(self.history.to_dict("records"), self.recipe.monitor)
+        "The epoch whose weights are kept, counted from 0: the best one, or the last one, see `training_rows`."
+        history = self.history.to_dict("records")
+        return best_epoch(history, self.recipe.monitor) if self.info["keeps"] == "best" else len(history) - 1
 
     @property
     def epochs_done(self) -> int:
@@ -99,19 +176,61 @@ class Run:
     def start(self,
         recipe: Recipe,
         key: Key,  # everything that decides the result
+        images: pd.DataFrame | None = None,  # what it uses for what, from `used_images`
+        keeps: str = "best",  # epoch: "best" or "last"
         **info,  # what else is to be known of the run
     ):
         "Write what is about to run, unless the run has been started before."
         if (self.folder / "run.json").exists(): return
+        if images is not None:
+            with atomic_path(self.folder / "images.parquet") as temporary:
+                images.to_parquet(temporary)
         with atomic_path(self.folder / "recipe.yml") as temporary:
             temporary.write_text(recipe.to_yaml())
         write_json(self.folder / "run.json", {
-            "state": "running", "key": key.name, "recipe": recipe.hash, **info,
-            "versions": package_versions(), "machine": machine_info(), "test_evaluations": 0})
+            "state": "running", "key": key.name, "recipe": recipe.hash, "keeps": keeps, **info,
+            "versions": package_versions(), "machine": machine_info()})
 
     def note(self, **info):
         "Add values to `run.json`, or replace them."
         write_json(self.folder / "run.json", {**self.info, **info})
+
+    @property
+    def images(self) -> pd.DataFrame:  # id, digest, role
+        "The images that it uses, from `used_images`. Raises `ValueError` for a run that does not say."
+        path = self.folder / "images.parquet"
+        if path.exists():
+            return pd.read_parquet(path)
+        raise ValueError(f"{self.folder} does not say which images the model was trained on; train it again")
+
+    def may_score(self,
+        dataset: Dataset,
+        rows,  # positions
+    ) -> str:  # what was selected on these images, see `evidence.MARK`
+        "Say what was selected on some images. Raises `ValueError` naming those that the model was trained on."
+        there = pd.DataFrame({"id": dataset.items.id.to_numpy()[rows], "digest": dataset.digests[rows]})
+        known, info = self.images, self.info
+        trained = there.digest.isin(known.digest[known.role == "train"]).to_numpy()
+        held_out = there.merge(known[known.role.isin(HELD_OUT)], "left", ["id", "digest"]).role.to_numpy()
+        own = pd.notna(held_out)  # the split says that they are not trained on, but they may have duplicates
+        _refuse_trained(self.folder, there.id[trained & ~own], len(there))
+        chose = there.digest.isin(known.digest[known.role == "choice"])
+        tuned = info.get("data") == self.recipe.chosen_on and (own & (held_out != "test")).any()
+        copies = f"training images ({(trained & own).sum()} duplicates)" if (trained & own).any() else ""
+        return join_marks("epoch" * bool(chose.any()), "recipe" * bool(tuned), copies)
+
+    @property
+    def chooses(self) -> bool:
+        "Whether the scores in its history decided something, e.g. which epoch is kept."
+        return bool((self.images.role == "choice").any())
+
+    def is_test(self,
+        dataset: Dataset,
+        rows,  # positions
+    ) -> bool:
+        "Return whether any of these images belongs to the test set of the run."
+        known = self.images
+        return bool(np.isin(dataset.digests[rows], known.digest[known.role == "test"]).any())
 
     def save_history(self,
         rows: list[dict],  # one for each epoch

@@ -105,7 +105,7 @@ class Progress:
 
 # %% ../nbs/library/runtime.ipynb #0000000e
 def choose_device() -> str:  # "cuda", "mps" or "cpu"
-    "Return the fastest device that torch can use here."
+    "Return the fastest device that torch can use here. Models and what they read are moved there, and nowhere else."
     import torch
     if torch.cuda.is_available(): return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import http.client
-import lzma
 import os
 import re
 import shutil
 import ssl
-import stat
 import tarfile
 import tempfile
 import time
 import urllib.request
 import zipfile
-import zlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -30,6 +28,15 @@ import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
 
+from course_ml.image_sources import (
+    DAMAGED_MEMBER,
+    MOST_RATIO,
+    MOST_UNPACKED,
+    is_link_or_device,
+    leads_out,
+    member_blocks,
+    most_unpacked,
+)
 from .provenance import atomic_path, cache_folder, file_digest, read_json, write_json
 from .runtime import Progress
 
@@ -248,29 +255,31 @@ def _refuse(url, part, checksum, found, bad):
 def _safe(name, archive):
     "An entry's name as a path below the target. Raises `SourceError` for one that leads elsewhere."
     path = PurePosixPath(name.replace("\\", "/"))
-    outside = path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name)
-    if outside or "\0" in name or not path.parts:
+    if leads_out(name) or not path.parts:
         raise SourceError(f"{archive}: the entry {name!r} would be written outside of the folder; "
                           "nothing was extracted. Do not use this archive")
     return path
 
 # %% ../nbs/library/sources.ipynb #95fcdb45
 def _zip_entries(file):
-    "Name, whether a folder, size, and a function that opens it, of each entry of a ZIP file."
+    "Name, whether a folder, size, and the blocks of its content, of each entry of a ZIP file."
     for entry in file.infolist():
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR): raise _link(file.filename, entry.filename)
+        if is_link_or_device(entry): raise _link(file.filename, entry.filename)
         if entry.flag_bits & 1:
             raise SourceError(f"{file.filename} is encrypted; unpack it yourself")
-        yield entry.filename, entry.is_dir(), entry.file_size, lambda entry=entry: file.open(entry)
+        yield entry.filename, entry.is_dir(), entry.file_size, member_blocks(file, entry)
 
 def _tar_entries(file):
     "The same of a TAR file."
     for entry in file:
         if not (entry.isreg() or entry.isdir()): raise _link(file.name, entry.name)
         if entry.name not in (".", "./"):
-            yield entry.name, entry.isdir(), entry.size, lambda entry=entry: file.extractfile(entry)
+            yield entry.name, entry.isdir(), entry.size, _tar_blocks(file, entry)
     while file.fileobj.read(2**20): pass  # its checksum is at the end, which tarfile does not read
+
+def _tar_blocks(file, entry):
+    "The content of an entry of a TAR file in blocks."
+    with file.extractfile(entry) as content: yield from iter(lambda: content.read(2**20), b"")
 
 def _link(archive, name):
     "The error for an entry that is neither a file nor a folder."
@@ -290,14 +299,15 @@ def _entries(archive):
 def _unpack(archive, entries, target, most_bytes, most_ratio):
     "Write the entries below the empty folder `target`, as long as they stay within the limits."
     total, packed = 0, Path(archive).stat().st_size
-    for name, is_folder, size, opened in entries:
+    most = most_unpacked(packed, most_bytes, most_ratio)
+    for name, is_folder, size, blocks in entries:
         path, total = target / _safe(name, archive), total + size
-        if total > min(most_bytes, most_ratio * packed):
+        if total > most:
             raise SourceError(f"{archive}: {packed:,} bytes unpack to {total:,} or more, beyond the limits "
                               f"(most_bytes={most_bytes:,}, most_ratio={most_ratio}); nothing was extracted")
         (path if is_folder else path.parent).mkdir(parents=True, exist_ok=True)
         if is_folder: continue
-        with opened() as content, open(path, "xb") as file: shutil.copyfileobj(content, file, 2**20)
+        with open(path, "xb") as file: file.writelines(blocks)
 
 # %% ../nbs/library/sources.ipynb #c7038cc3
 def _blocked(path, target, folder):
@@ -318,14 +328,13 @@ def _merge(new, folder):
         os.replace(path, target)
 
 # %% ../nbs/library/sources.ipynb #67f92062
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError,
-           NotImplementedError)  # what the libraries raise for a damaged archive
+DAMAGED = (*DAMAGED_MEMBER, tarfile.TarError, gzip.BadGzipFile)  # what the libraries raise for a damaged archive
 
 def extract(
     archive: str | Path,  # a ZIP or TAR file, the latter compressed or not
     folder: str | Path,  # where to; made where it is missing, and files in it are never replaced by different ones
-    most_bytes: int = 50 * 2**30,  # largest size unpacked (bytes)
-    most_ratio: float = 200,  # largest size unpacked, in sizes of the archive
+    most_bytes: int = MOST_UNPACKED,  # largest size unpacked (bytes)
+    most_ratio: float = MOST_RATIO,  # largest size unpacked, in sizes of the archive
 ) -> Path:  # `folder`
     """Unpack an archive completely or not at all. Raises `SourceError` for a damaged one, and for entries
     that are links, lead out of the folder, unpack to too much, or would replace other files."""
@@ -340,6 +349,10 @@ def extract(
     except (FileExistsError, NotADirectoryError) as error:
         name = Path(error.filename).relative_to(new)
         raise SourceError(f"{archive} has two entries of one name ({name}); nothing was extracted") from error
+    except OSError as error:
+        if error.errno not in (None, errno.ENOSPC): raise
+        why = "is damaged" if error.errno is None else f"does not fit into {folder.parent}; nothing was extracted"
+        raise SourceError(f"{archive} {why} ({error})") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder

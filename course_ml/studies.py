@@ -16,6 +16,9 @@ from .cleaning import acquisition_batches, background_tint, label_issues, plot_i
 from .config import Recipe
 from .crossval import CrossValidation, cross_validate, mean_and_deviation
 from .data import Check, Dataset, Split
+from .evidence import named_with_mark
+from .lettering import drawn_names
+from .names import markdown_text
 from .plots import show_images
 from .predictions import Predictions  # noqa: F401 an annotation that Study inherits
 from .reporting import Report
@@ -69,32 +72,33 @@ class Study(ReportedModels):
         resolution: int = 64,  # side of an image (pixels)
         classes=None,  # which classes, in this order; default: all
         size: float = .8,  # side of an image in the figure (inches)
-    ):  # the figure `images`
-        "Draw the first training images of each class."
+    ):
+        "Show the first training images of each class as the figure `images`."
         training, labels = self.split.rows("train"), self.dataset.labels
         classes = range(len(self.dataset.classes)) if classes is None else classes
         rows = np.concatenate([training[labels[training] == label][:per_class] for label in classes])
-        titles = [self.dataset.classes[label][:18] for label in labels[rows]]
+        names = list(drawn_names(self.dataset.classes, 18).values())
+        titles = [names[label] for label in labels[rows]]
         figure = show_images(self.dataset.images(resolution)[rows], titles, columns=columns, size=size)
-        return self.report.figure(figure, "images", "Training images.")
+        self.report.figure(figure, "images", "Training images.")
 
     def show_duplicates(self) -> tuple[int, int]:  # pairs of exact duplicates; of them under two labels
         "Show the table `duplicates`."
         exact = self.check.duplicates[self.check.duplicates.kind == "exact"]
         conflicts = int((~exact.same_label.astype(bool)).sum())
         caption = f"Images that are there twice; {conflicts} of them under two labels."
-        table = self.report.table(exact, "duplicates", caption)
-        display(table if len(exact) else Markdown("No image is there twice."))
+        if len(exact): self.report.table(exact, "duplicates", caption)
+        else: display(Markdown("No image is there twice."))
         return len(exact), conflicts
 
     def show_batches(self) -> list[str]:  # of each image, e.g. "batch 0"
         "Cluster the images by the tint of their background, and show the tables `silhouettes` and `batches`."
         batch, silhouettes = acquisition_batches(background_tint(self.dataset.images(64)))
         caption = "How well so many clusters fit; below .6 all images are one batch."
-        display(self.report.table(silhouettes, "silhouettes", caption))
+        self.report.table(silhouettes, "silhouettes", caption)
         names = [f"batch {number}" for number in batch]
         caption = "Images of each class in each batch."
-        display(self.report.table(class_table(self.dataset, names), "batches", caption))
+        self.report.table(class_table(self.dataset, names), "batches", caption)
         return names
 
     def show_layers(self,
@@ -105,7 +109,7 @@ class Study(ReportedModels):
     ):
         "Show the layers of a recipe's network as a table."
         table = recipe_layers(recipe, len(self.dataset.classes), **depth)
-        display(self.report.table(table, file, f"Layers of {what}."))
+        self.report.table(table, file, f"Layers of {what}.")
 
     def train_on_copies(self,
         name: str,
@@ -133,9 +137,9 @@ class Study(ReportedModels):
         count = int(issues.issue.sum())
         self.report.record("label errors by confident learning", count, n=n, unit="images", reason="a count")
         caption = f"The first twenty of {n} labels; confident learning flags {count}."
-        display(self.report.table(issues.head(20), "issues", caption, digits=2))
+        self.report.table(issues.head(20), "issues", caption, digits=2)
         caption = "The first of them: label, and what the model predicts."
-        display(self.report.figure(plot_issues(issues, self.dataset), "issues", caption))
+        self.report.figure(plot_issues(issues, self.dataset), "issues", caption)
 
     def show_meanings_of_deviation(self,
         cross_validation: CrossValidation,
@@ -144,9 +148,10 @@ class Study(ReportedModels):
         "Record the mean accuracy of the folds, and show the table `deviation` with what may stand behind its ±."
         folds = mean_and_deviation(cross_validation.table().accuracy, "split").iloc[0]
         record, n = f"{model}, accuracy, mean of {folds.n:.0f} folds", len(cross_validation.out_of_fold)
-        self.report.record(record, folds["mean"], folds.low, folds.high, n, [self.seed])
+        selected = cross_validation.out_of_fold.selected
+        self.report.record(record, folds["mean"], folds.low, folds.high, n, [self.seed], selected=selected)
         caption = f"{model}, {folds.n:.0f} folds: {folds['mean']:.4f} ± one of these."
-        display(self.report.table(meanings_of_deviation(cross_validation), "deviation", caption, digits=4))
+        self.report.table(meanings_of_deviation(cross_validation), "deviation", caption, digits=4)
 
     def search(self,
         suggest: Callable,  # optuna.Trial -> Recipe, e.g. from `head_search`
@@ -154,15 +159,15 @@ class Study(ReportedModels):
         n: int = 5,  # trials in the table
     ) -> Tuning:
         "Search hyperparameters; show the table `search` with the best trials, and the figure `search` with all."
-        tuning = tune(suggest, self.dataset, self.split, trials=trials)
+        tuning = tune(suggest, self.dataset, self.split, trials=trials, monitor="accuracy")
         table = tuning.table().rename(columns={"value": "accuracy"})
         complete, pruned = table[table.state == "complete"], (table.state == "pruned").sum()
         best = complete.sort_values("accuracy", ascending=False).head(n)
         best = best.drop(columns=["state", "why"]).reset_index(drop=True)
         caption = f"The best of {len(table)} trials; {pruned} were stopped early."
-        display(self.report.table(best, "search", caption, digits=4))
+        self.report.table(best, "search", caption, digits=4)
         caption = "Each trial and the best so far; how much each hyperparameter mattered."
-        display(self.report.figure(plot_tuning(tuning), "search", caption))
+        self.report.figure(plot_tuning(tuning), "search", caption)
         return tuning
 
     def is_contaminated(self,
@@ -205,10 +210,11 @@ class Study(ReportedModels):
         more: str = "",  # sentences
     ) -> Markdown:
         "Write how good the chosen model is, and whether it may have learned from the test images."
-        on_validation, n = accuracy(self.validation[name])[0], len(self.tests[name])
+        validation, n = self.validation[name], len(self.tests[name])
+        on_validation = named_with_mark(f"{accuracy(validation)[0]:.4f}", validation.selected)
         note = f" {CONTAMINATED}" if self.is_contaminated(name) else ""
-        return Markdown(f"**{name}**, chosen on the validation set, has an accuracy of {self.in_words(name)} on {n} "
-                        f"test images; on the validation set it has {on_validation:.4f}.{note} {more}")
+        return Markdown(f"**{markdown_text(name)}**, chosen on the validation set, has an accuracy of {self.in_words(name)} on {n} "
+                        f"test images; on the validation set it has {on_validation}.{note} {more}")
 
 # %% ../nbs/library/studies.ipynb #d3bb4086
 @dataclass
@@ -255,18 +261,19 @@ class Studies:
 
     def show_scores(self,
         scores: dict[str, str | Callable],  # see `score_intervals`
-    ):  # the table `scores`
-        "Record the scores of all models on the test set, and tabulate them."
+    ):
+        "Record the scores of all models on the test set, and show them as the table `scores`."
         table = {seed: study.scores(scores, record=f"{{model}}, {{score}}, test, seed {seed}")
                  for seed, study in self.by_seed.items()}
         caption = "The test set, with 95 % intervals."
-        return self.first.report.table(stack_tables(table, "seed"), "scores", caption)
+        self.first.report.table(stack_tables(table, "seed"), "scores", caption)
 
     def show_gains(self,
         pairs: list[tuple[str, str]],  # names of two models
-    ):  # the table `differences`
-        "Record paired differences in accuracy on the test set, second minus first, and tabulate them."
+    ):
+        """Record paired differences in accuracy on the test set, second minus first, and show them as the table
+        `differences`."""
         record = "top-1 accuracy, {{second}} minus {{first}}, test, seed {}"
         table = {seed: study.gains(pairs, record.format(seed)) for seed, study in self.by_seed.items()}
         caption = "Paired differences in top-1 accuracy, second minus first."
-        return self.first.report.table(stack_tables(table, "seed"), "differences", caption)
+        self.first.report.table(stack_tables(table, "seed"), "differences", caption)

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from IPython.display import display
 
 from .cleaning import outlier_scores, pairs_in_blocks, similar_pairs
 from .config import Recipe
 from .data import Check, Dataset, Split
 from .exports import export_image_folder
 from .features import frozen_features
-from .plots import COLORS, new_figure, settle, shorten, show_images
+from .lettering import drawn_names
+from .plots import COLORS, new_figure, settle, show_images
 from .readers import read_dataset, read_unlabelled
 from .reporting import Report
 from .runtime import did_you_mean
@@ -81,7 +81,7 @@ def check_data(
 ) -> tuple[Check, Dataset]:  # what was found; the data set without unreadable images, exact duplicates in one group
     "Check a data set, show the table `check`, and leave out what cannot be used."
     check = loaded.check()
-    display(report.table(check.summary(), "check", "What was found in the data."))
+    report.table(check.summary(), "check", "What was found in the data.")
     exact = check.duplicates[check.duplicates.kind == "exact"]
     return check, loaded.without(check.quarantine).grouped(exact)
 
@@ -98,7 +98,7 @@ def split_data(
     report.made_from(dataset, split, weights)
     table = split.counts(dataset)
     if totals: table = table.sum().rename("images")
-    display(report.table(pd.DataFrame(table), "split", f"Images of each class in each set: {split.how}."))
+    report.table(pd.DataFrame(table), "split", f"Images of each class in each set: {split.how}.")
     return split
 
 def drop_small_classes(
@@ -260,5 +260,6 @@ def plot_pairs(
     "Draw some pairs of images, next to each other."
     some = pairs.iloc[np.linspace(0, len(pairs) - 1, min(n, len(pairs))).astype(int)]
     rows = pd.Index(dataset.items.id).get_indexer(some[["id", "other"]].to_numpy().ravel())
-    titles = [shorten(dataset.classes[label], 16) for label in dataset.labels[rows]]
+    names = list(drawn_names(dataset.classes, 16).values())
+    titles = [names[label] for label in dataset.labels[rows]]
     return show_images(dataset.images(size)[rows], titles, columns=2 * n)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 from .cleaning import clean_split, label_issues, plot_issues
 from .config import Recipe
@@ -137,17 +137,19 @@ class Stages:
     def show_scores(self,
         stage: str,
         file: str,  # the table's name
-    ):  # the table
+    ):
         "Show the out-of-fold accuracy of a stage's models."
         caption = f"Out-of-fold accuracy, trained on {stage}; {self.split.k} group-safe folds."
-        return self.report.table(score_table(self.preds[stage], {"accuracy": accuracy}), file, caption, digits=4)
+        self.report.table(score_table(self.preds[stage], {"accuracy": accuracy}), file, caption, digits=4)
 
     def show_curves(self,
         stage: str,
-    ):  # the figure `curves`
-        "Draw the learning curves of the first fold of a stage's models."
-        histories = {name: one.runs[0].history for name, one in self.models[stage].items()}
-        return self.report.figure(plot_learning_curves(histories, "accuracy"), "curves", "Loss and accuracy of fold 0.")
+    ):
+        "Show the learning curves of the first fold of a stage's models as the figure `curves`."
+        runs = {name: one.runs[0] for name, one in self.models[stage].items()}
+        keeps = {run.recipe.monitor if run.info["keeps"] == "best" else "last" for run in runs.values()}
+        figure = plot_learning_curves({name: run.history for name, run in runs.items()}, keeps.pop())
+        self.report.figure(figure, "curves", "Loss and accuracy of fold 0.")
 
     def drop_hardest(self,
         stage: str,  # whose out-of-fold loss counts, averaged over its models
@@ -156,9 +158,9 @@ class Stages:
         "Drop the images with the highest loss, and show table and figure `dropped`."
         ranked = label_issues(average(list(self.preds[stage].values())), "loss")
         dropped = ranked.head(max(1, round(share * len(self.dataset))))
-        display(self.report.table(dropped, "dropped", f"The {len(dropped)} dropped images."))
+        self.report.table(dropped, "dropped", f"The {len(dropped)} dropped images.")
         caption = "The first of them: label, and what the models predict."
-        display(self.report.figure(plot_issues(dropped, self.dataset), "dropped", caption))
+        self.report.figure(plot_issues(dropped, self.dataset), "dropped", caption)
         cleaned = self.dataset.without(dropped.assign(reason="highest out-of-fold loss"))
         return cleaned, clean_split(self.split, cleaned)
 
@@ -167,12 +169,12 @@ class Stages:
         model: str,  # of that stage
         recipes: dict[str, Recipe],  # by the name to show
         file: str,  # the table's name
-    ):  # the table
-        "Fine-tune a model on all images by several recipes, and compare the results with it."
+    ):
+        "Fine-tune a model on all images by several recipes, and show a table that compares the results with it."
         before = self.models[stage][model]
         tuned = {name: fine_tune_folds(before, recipe, self.dataset, self.split) for name, recipe in recipes.items()}
         table = compare_predictions({"no stage": self.preds[stage][model]} | self.predict(tuned))
-        return self.report.table(table, file, f"{model}, fine-tuned on all images by several recipes.", digits=4)
+        self.report.table(table, file, f"{model}, fine-tuned on all images by several recipes.", digits=4)
 
     def by_name(self) -> dict[str, Predictions]:  # e.g. "resnet10t, trained on full"
         "Return the predictions of all stages, without test-time augmentation."
@@ -184,14 +186,15 @@ class Stages:
     ) -> pd.DataFrame:  # model; n, accuracy, low, high on the kept images, and the same on every image
         "Record the accuracy of all stages on the kept and on every original image, and show the table `models`."
         every = self.by_name()
-        kept = {name: replace(one, table=one.table[one.table.id.isin(cleaned.items.id)]) for name, one in every.items()}
+        kept = {name: replace(one, table=one.table[one.table.id.isin(cleaned.items.id)]).marked("the images")
+                for name, one in every.items()}
         score, record = {"accuracy": accuracy}, "{{model}}, scored on {}"
         reason = "not comparable: the hardest images are left out"
         on_kept = record_scores(self.report, kept, score, record.format("the kept images"), self.seed, reason)
         on_every = record_scores(self.report, every, score, record.format("every original image"), self.seed)
         table = pd.merge(on_kept, on_every, on="model", suffixes=(" (kept)", " (every)"))
         caption = "Single models (the study's first table), on the kept and on every image."
-        display(self.report.table(table, "models", caption, digits=4))
+        self.report.table(table, "models", caption, digits=4)
         return table.set_index("model")
 
     def show_gains(self,
@@ -203,7 +206,7 @@ class Stages:
         record = f"{{second}}: gain over {first}, every original image"
         table = record_gains(self.report, self.by_name(), pairs, record, self.seed)
         caption = "Gains on every original image, with 95 % intervals."
-        display(self.report.table(table, "gains", caption, digits=4))
+        self.report.table(table, "gains", caption, digits=4)
         return table
 
     def ensembles(self,
@@ -223,23 +226,28 @@ class Stages:
             tables[word] = record_scores(self.report, together, {"accuracy": accuracy}, record, self.seed).join(gain)
             series[f"{word} test-time augmentation"] = [accuracy(one) for one in together.values()]
         table = stack_tables(tables, "test-time augmentation")
-        display(self.report.table(table, "ensembles", "Uniform ensembles, every original image.", digits=4))
+        self.report.table(table, "ensembles", "Uniform ensembles, every original image.", digits=4)
         figure = plot_intervals(series, list(self.models), "out-of-fold accuracy")
         caption = "Ensembles on every original image, 95 % intervals."
-        display(self.report.figure(figure, "ensembles", caption))
+        self.report.figure(figure, "ensembles", caption)
 
     def show_ensemble(self,
         stage: str,
     ):
         "Show figure `confusion` and table `per_class` of a stage's ensemble, with test-time augmentation."
         preds, what = self.ensembles(augmented=True)[stage], f"The ensemble of the models trained on {stage}"
-        display(self.report.figure(plot_confusion(preds), "confusion", f"{what}."))
-        display(self.report.table(per_class(preds), "per_class", f"{what}: each class."))
+        self.report.figure(plot_confusion(preds), "confusion", f"{what}.")
+        self.report.table(per_class(preds), "per_class", f"{what}: each class.")
 
     def best(self) -> str:
-        "Return the stage whose ensemble, with test-time augmentation, is most accurate; of equal ones, the first."
+        """Return the stage whose ensemble, with test-time augmentation, is most accurate; of equal ones, the first.
+        From then on its predictions are marked as the best of several."""
         ensembles = self.ensembles(augmented=True)
-        return max(ensembles, key=lambda stage: accuracy(ensembles[stage]))
+        best = max(ensembles, key=lambda stage: accuracy(ensembles[stage]))
+        for preds in (self.preds, self.augmented):
+            mark = f"best of {len(ensembles)} stages" if len(ensembles) > 1 else ""
+            preds[best] = {name: one.marked(mark) for name, one in preds[best].items()}
+        return best
 
     def submit(self,
         stage: str,

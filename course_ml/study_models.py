@@ -15,9 +15,10 @@ import pandas as pd
 from .architectures import count_multiply_adds
 from .baselines import layer_table
 from .config import Recipe
-from .crossval import average
+from .crossval import average, ensemble
 from .data import Dataset, Split
-from .experiment import evaluate_test, predict_images, train_recipe
+from .evidence import MARK, join_marks, with_marks
+from .experiment import evaluate_test, predict_images, predict_labeled, train_recipe
 from .intervals import Estimate, Score, Share, estimates
 from course_ml.metrics import (
     SCORES,
@@ -114,7 +115,8 @@ def score_table(
     seed: int = 0,  # of the half samples
 ) -> pd.DataFrame:  # model, n, maybe groups, and for each score: value, low, high
     "Tabulate the scores of several models."
-    return pd.DataFrame([_score_row(model, one, score_intervals(one, scores, seed)) for model, one in preds.items()])
+    rows = [_score_row(model, one, score_intervals(one, scores, seed)) for model, one in preds.items()]
+    return with_marks(pd.DataFrame(rows), [one.selected for one in preds.values()])
 
 def stack_tables(
     tables: dict,  # key, or tuple of keys -> table
@@ -137,9 +139,9 @@ def record_scores(
         found = score_intervals(one, scores, seed)
         for name, estimate in found.items():
             report.record(record.format(model=model, score=name), *estimate[:3], len(one), [seed],
-                          reason=reason or estimate.reason)
+                          reason=reason or estimate.reason, selected=one.selected)
         rows.append(_score_row(model, one, found))
-    return pd.DataFrame(rows)
+    return with_marks(pd.DataFrame(rows), [one.selected for one in preds.values()])
 
 def record_gains(
     report: Report,
@@ -151,15 +153,15 @@ def record_gains(
     reason: str = "",  # why the gains are not comparable; "": they are
 ) -> pd.DataFrame:  # first, second, n, maybe groups, gain, low, high, McNemar's p
     "Record paired differences, second minus first, and tabulate them with the p value of McNemar's test."
-    rows = []
-    for first, second in pairs:
+    rows, marks = [], [join_marks(*(preds[name].selected for name in pair)) for pair in pairs]
+    for (first, second), mark in zip(pairs, marks):
         gain = difference(preds[first], preds[second], score, seed=seed)
         p = mcnemar(preds[first], preds[second])["p value"].item()
         report.record(record.format(first=first, second=second), *gain[:3], len(preds[first]), [seed],
-                      reason=reason or gain.reason)
+                      reason=reason or gain.reason, selected=mark)
         rows.append({"first": first, "second": second, **sample_sizes(preds[first]), "gain": gain.value,
                      "low": gain.low, "high": gain.high, "McNemar's p": p})
-    return pd.DataFrame(rows)
+    return with_marks(pd.DataFrame(rows), marks)
 
 def record_areas(
     report: Report,
@@ -180,11 +182,15 @@ def gain_over_best(
     members: dict[str, Predictions],  # by name
     together: Predictions,  # e.g. their mean
 ) -> dict:  # best member, its accuracy, gain, gain low, gain high
-    "Compare a combination of models with its most accurate member, on the same images."
-    best = max(members, key=lambda name: accuracy(members[name]))
-    gain = difference(members[best], together)
-    return {"best member": best, "its accuracy": accuracy(members[best])[0],
-            "gain": gain.value, "gain low": gain.low, "gain high": gain.high}
+    """Compare a combination of models with its most accurate member, on the same images. The best member is chosen for
+    each fold on the other folds; with a single fold it is chosen on the images themselves, and marked."""
+    best, weights = ensemble(members, "best member")
+    names = " or ".join(name for name in members if weights[name].any())
+    if len(weights) == 1: best = best.marked("best member")
+    gain = difference(best, together)
+    row = {"best member": names, "its accuracy": accuracy(best)[0],
+           "gain": gain.value, "gain low": gain.low, "gain high": gain.high}
+    return {**row, MARK: mark} if (mark := join_marks(best.selected, together.selected)) else row
 
 def interval_text(
     value: float,
@@ -268,10 +274,11 @@ class Models:
         names: list[str],  # to choose from
         n: int = 2,  # models
     ) -> str:  # its name
-        "Add the mean of the models with the highest validation accuracy."
+        "Add the mean of the models with the highest validation accuracy; its own validation accuracy is marked."
         best = sorted(names, key=lambda name: -accuracy(self.validation[name])[0])[:n]
         name = f"mean of {' and '.join(best)}"
         self.add_mean(name, best)
+        self.validation[name] = self.validation[name].marked(_best_of(names, n))
         return name
 
     def add_tta(self,
@@ -283,7 +290,8 @@ class Models:
         self.members[name], self.tta[name] = self.members[model], tta
         for where, preds in {"validation": self.validation, "test": self.tests}.items():
             rows = self.split.rows(where)
-            preds[name] = Predictions.make(self.dataset, rows, self.predict(name, self.dataset, rows), where)
+            members = [predict_labeled(self.runs[one], self.dataset, rows, where, tta) for one in self.members[name]]
+            preds[name] = average(members).marked(preds[model].selected)
 
     def predict(self,
         name: str,
@@ -298,5 +306,14 @@ class Models:
     def best(self,
         names=None,  # to choose from; default: all
     ) -> str:
-        "Return the name with the highest validation accuracy; of equal ones, the first."
-        return max(names or self.validation, key=lambda name: accuracy(self.validation[name])[0])
+        """Return the name with the highest validation accuracy; of equal ones, the first. From then on its validation
+        accuracy is marked as the best of several."""
+        names = list(names or self.validation)
+        best = max(names, key=lambda name: accuracy(self.validation[name])[0])
+        self.validation[best] = self.validation[best].marked(_best_of(names))
+        return best
+
+def _best_of(names, n=1):
+    "Return the mark of what was chosen from several models; none where there was no choice."
+    if len(names) <= n: return ""
+    return f"best {n} of {len(names)} models" if n > 1 else f"best of {len(names)} models"

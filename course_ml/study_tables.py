@@ -17,9 +17,12 @@ from .audit import audit, compare_with_published
 from .config import Recipe
 from .crossval import write_submission
 from .data import Dataset, Split
+from .evidence import MARK, join_marks, named_with_mark, with_marks
 from .interpretation import plot_slices, slices, train_validation_gap
 from .intervals import Score
+from .lettering import drawn_names
 from .metrics import compare, mcnemar, per_class
+from .names import markdown_text
 from course_ml.plots import (
     COLORS,
     MARKERS,
@@ -51,7 +54,7 @@ from course_ml.study_models import (
 )
 
 # %% auto #0
-__all__ = ['mcnemar_table', 'try_networks', 'plot_intervals', 'plot_groups', 'plot_predictions', 'ReportedModels',
+__all__ = ['mcnemar_table', 'try_networks', 'plot_intervals', 'plot_groups', 'plot_predictions', 'show_leaks', 'ReportedModels',
            'published_record', 'published_table', 'show_published', 'differences', 'submit']
 
 # %% ../nbs/library/study_tables.ipynb #3b654be8
@@ -75,7 +78,7 @@ def try_networks(
     tried = pd.DataFrame([smoke_run(name, dataset, split) for name in (names if size == "full" else names[:1])])
     columns = {"parameters": "parameters (M)", "multiply-adds": "multiply-adds (G)"}
     caption = "The study's recipes run; the loss after one epoch on four images says no more than that."
-    display(report.table(tried.drop(columns="hours").rename(columns=columns), "own_networks", caption, digits=2))
+    report.table(tried.drop(columns="hours").rename(columns=columns), "own_networks", caption, digits=2)
     hours = ", ".join(f"{row.hours:,.0f} hours ({row.recipe})" for row in tried.itertuples())
     return Markdown(f"All epochs on all training images would take about {hours} on the machine that made this report.")
 
@@ -115,12 +118,27 @@ def plot_predictions(
     seed: int = 0,  # of the choice
 ):  # a figure
     "Draw some images with their true class and what each model predicts."
-    one, classes = next(iter(preds.values())), np.array(dataset.classes)
+    one, classes = next(iter(preds.values())), list(drawn_names(dataset.classes).values())
     chosen = np.sort(np.random.default_rng(seed).permutation(len(one))[:n])
     lines = [[classes[one.y_true[row]], *(f"{name}: {classes[of.y_pred[row]]}" for name, of in preds.items())]
              for row in chosen]
     rows = pd.Index(dataset.items.id).get_indexer([one.ids[row] for row in chosen])
     return show_images(dataset.images(64)[rows], ["\n".join(of_image) for of_image in lines], columns=4, size=1.6)
+
+# %% ../nbs/library/study_tables.ipynb #leakcd01
+def show_leaks(
+    effects: dict[str, pd.DataFrame],  # data set -> the table of `cleaning.leak_effect`
+    gains: dict[str, pd.DataFrame],  # data set -> a table with one gain of `record_gains`: careless minus grouped
+):
+    "Show a sentence for each data set: the difference, and how much of it duplicates can explain."
+    for name, effect in effects.items():
+        n, gain = effect.set_index("images").n, gains[name].dropna(subset="gain").iloc[0]
+        share = n["with a near duplicate"] / n["all"]
+        verdict = "less than the difference" if share < gain.gain else "so they may explain all of the difference"
+        if gain.low <= 0: verdict = "but the interval of the difference is not above zero"
+        display(Markdown(f"**{markdown_text(name)}.** The difference is {with_interval(gain, 'gain', 4, '+')}. Images with "
+                         f"a duplicate in the training folds are {100 * share:.1f} % of all; they could add at most "
+                         f"{share:.4f}, {verdict}."))
 
 # %% ../nbs/library/study_tables.ipynb #c1de448d
 @dataclass
@@ -141,17 +159,17 @@ class ReportedModels(Models):
         names,  # of trained models; what chose the epoch of the first one chooses the star
         file: str = "curves",  # the figure's name
         caption: str = "Learning curves; the star marks the epoch that is kept.",
-    ):  # the figure
-        "Draw the learning curves of some models."
+    ):
+        "Show the learning curves of some models as a figure."
         runs = {name: self.runs[name] for name in names}
         monitor = next(iter(runs.values())).recipe.monitor
         figure = plot_learning_curves({name: run.history for name, run in runs.items()}, monitor)
-        return self.report.figure(figure, file, caption)
+        self.report.figure(figure, file, caption)
 
-    def show_gap(self):  # the table `gap`
-        "Compare the accuracy of the trained models on training and validation set."
+    def show_gap(self):
+        "Compare the accuracy of the trained models on training and validation set in the table `gap`."
         caption = "How much better each model is on its training images."
-        return self.report.table(train_validation_gap(self.runs), "gap", caption)
+        self.report.table(train_validation_gap(self.runs), "gap", caption)
 
     def scores(self,
         scores: dict[str, str | Score | Callable],  # see `score_intervals`
@@ -167,12 +185,14 @@ class ReportedModels(Models):
     def show_scores(self,
         scores: dict[str, str | Score | Callable],  # of the test set, see `score_intervals`
         caption: str = "Validation set, and test set of n images.",
-    ):  # the table `scores`
-        "Record the accuracy on the validation set and scores on the test set, and tabulate both."
+    ):
+        "Record the accuracy on the validation set and scores on the test set, and show both as the table `scores`."
         validation = self.scores({"accuracy": accuracy}, split="validation")
         validation = validation.drop(columns=["n", "groups"], errors="ignore")
         validation = validation.rename(columns=lambda name: name.replace("accuracy", "validation accuracy"))
-        return self.report.table(validation.merge(self.scores(scores), on="model"), "scores", caption, digits=4)
+        tables = [table.drop(columns=MARK, errors="ignore") for table in (validation, self.scores(scores))]
+        marks = [join_marks(self.validation[name].selected, self.tests[name].selected) for name in validation.model]
+        self.report.table(with_marks(tables[0].merge(tables[1], on="model"), marks), "scores", caption, digits=4)
 
     def gains(self,
         pairs: list[tuple[str, str]],  # names of two models
@@ -188,19 +208,19 @@ class ReportedModels(Models):
         file: str,  # the table's name
         caption: str,  # of the table
         score: str = "top-1 accuracy",  # a name in SCORES
-    ):  # the table
-        "Record how much better other models are than the first one on the test set, and tabulate it."
+    ):
+        "Record how much better other models are than the first one on the test set, and show it as a table."
         pairs = [(first, other) for other in others if other != first]
         table = self.gains(pairs, f"{score}, {{second}} minus {{first}}, test", score)
-        return self.report.table(table, file, caption, digits=4)
+        self.report.table(table, file, caption, digits=4)
 
     def show_head_and_tail(self) -> pd.DataFrame:  # model, n, and for each score: value, low, high
         "Show scores of the test set as the table `scores`, and draw those of head, middle and tail (`head_and_tail`)."
         table = self.scores(frequency_scores(self.dataset) | {"AUC": "AUC"})
         caption = "The test set: accuracy, macro-F1, mean F1 of head, middle and tail; 95 % intervals."
-        display(self.report.table(table, "scores", caption))
+        self.report.table(table, "scores", caption)
         figure = plot_groups(table, frequency_thirds(self.dataset))
-        display(self.report.figure(figure, "head_and_tail", "Head, middle and tail, with 95 % intervals."))
+        self.report.figure(figure, "head_and_tail", "Head, middle and tail, with 95 % intervals.")
         return table
 
     def show_comparisons(self,
@@ -210,11 +230,11 @@ class ReportedModels(Models):
         """Compare other models with the first one: show the table `mcnemar` and, for each of them, `comparison_0`
         and so on, the paired differences of all scores."""
         pairs = [(first, other) for other in dict.fromkeys(others) if other != first]
-        display(self.report.table(mcnemar_table(self.tests, pairs), "mcnemar", "McNemar's test."))
+        self.report.table(mcnemar_table(self.tests, pairs), "mcnemar", "McNemar's test.")
         for number, pair in enumerate(pairs):
             table = compare(*(self.tests[name] for name in pair), names=pair, seed=self.seed)
             caption = f"{' and '.join(pair)} on the same test images."
-            display(self.report.table(table, f"comparison_{number}", caption))
+            self.report.table(table, f"comparison_{number}", caption)
 
     def show_confusions(self,
         names,  # of models
@@ -223,47 +243,48 @@ class ReportedModels(Models):
         "Show the confusion matrix of each model on the test set."
         for number, name in enumerate(names, first):
             caption = f"{name}: rows are the true classes, columns the predicted ones."
-            display(self.report.figure(plot_confusion(self.tests[name]), f"confusion_{number}", caption))
+            self.report.figure(plot_confusion(self.tests[name]), f"confusion_{number}", caption)
 
     def show_errors(self,
         name: str,  # of a model
         size: int = 64,  # side of the images (pixels)
-    ):  # the figure `wrong`, or a sentence
-        "Draw the errors of highest confidence on the test set."
+    ):
+        "Show the errors of highest confidence on the test set as the figure `wrong`, or say that there is none."
         preds = self.tests[name]
         if (preds.y_pred == preds.y_true).all():
-            return Markdown(f"{name} makes no error on the test set.")
+            display(Markdown(f"{markdown_text(name)} makes no error on the test set."))
+            return
         figure = plot_gallery(preds, self.dataset, size=size)
-        return self.report.figure(figure, "wrong", f"{name}: the errors of highest confidence.")
+        self.report.figure(figure, "wrong", f"{name}: the errors of highest confidence.")
 
     def show_reliability(self,
         names,  # of models
-    ):  # the figure `reliability`
-        "Draw accuracy against confidence on the test set."
+    ):
+        "Show accuracy against confidence on the test set as the figure `reliability`."
         figure = plot_reliability({name: self.tests[name] for name in names})
-        return self.report.figure(figure, "reliability", "Accuracy against confidence on the test set.")
+        self.report.figure(figure, "reliability", "Accuracy against confidence on the test set.")
 
     def show_model(self,
         name: str,
     ):
         "Show the table `per_class` of a model on the test set, its confusion matrix, errors and reliability."
         table, figure = per_class(self.tests[name], seed=self.seed), plot_confusion(self.tests[name])
-        display(self.report.table(table, "per_class", f"{name}: each class of the test set."))
+        self.report.table(table, "per_class", f"{name}: each class of the test set.")
         caption = f"{name}: rows are the true classes, columns the predicted ones."
-        display(self.report.figure(figure, "confusion", caption))
-        display(self.show_errors(name))
-        display(self.show_reliability([name]))
+        self.report.figure(figure, "confusion", caption)
+        self.show_errors(name)
+        self.show_reliability([name])
 
     def show_slices(self,
         name: str,  # of a model
         by,  # a metadata column, or a value for each image of the data set
         file: str,  # the figure's name
         what: str,  # of the figure's caption, e.g. "acquisition batch"
-    ):  # the figure
-        "Draw a model's accuracy in each slice of the test set."
+    ):
+        "Show a model's accuracy in each slice of the test set as a figure."
         preds = self.tests[name]
         figure = plot_slices(slices(preds, self.dataset, by), accuracy(preds)[0])
-        return self.report.figure(figure, file, f"{name}: accuracy in each {what}.")
+        self.report.figure(figure, file, f"{name}: accuracy in each {what}.")
 
     def show_per_class(self,
         names: dict[str, str],  # of models -> short names for the figure
@@ -272,20 +293,20 @@ class ReportedModels(Models):
         for number, name in enumerate(names, 1):
             table = per_class(self.tests[name], seed=self.seed)
             caption = f"{name}: each class of the test set."
-            display(self.report.table(table, f"per_class_{number}", caption, digits=2))
+            self.report.table(table, f"per_class_{number}", caption, digits=2)
         figure = plot_per_class({short: self.tests[name] for name, short in names.items()})
         caption = "; ".join(f"{short}: {name}" for name, short in names.items())
-        display(self.report.figure(figure, "per_class", f"F1 of each class. {caption}."))
+        self.report.figure(figure, "per_class", f"F1 of each class. {caption}.")
 
     def show_predictions(self,
         names: dict[str, str],  # of models -> short names
         n: int = 8,  # images, drawn at random
-    ):  # the figure `gallery`
-        "Draw some test images with their true class and what each model predicts."
+    ):
+        "Show some test images, their true class and what each model predicts, as the figure `gallery`."
         preds = {short: self.tests[name] for name, short in names.items()}
         figure = plot_predictions(self.dataset, preds, n, self.seed)
         caption = "Random test images: the true class, and the prediction of each model."
-        return self.report.figure(figure, "gallery", caption)
+        self.report.figure(figure, "gallery", caption)
 
     def try_tta(self,
         name: str,  # of a model
@@ -324,7 +345,7 @@ def published_table(
     "Compare published scores with ours; scores that have no interval here are left out."
     intervals = {ours: score_intervals(preds[ours], scores, seed) for ours in {ours for _, ours, _ in pairs}}
     rows = [{"model": model, "score": score.removeprefix("top-1 "), "ours": ours, "value": value, "low": low,
-             "high": high, "n": len(preds[ours]), "reason": reason}
+             "high": high, "n": len(preds[ours]), "reason": named_with_mark(reason, preds[ours].selected)}
             for model, ours, reason in pairs for score, (value, low, high, _) in intervals[ours].items()
             if np.isfinite([value, low, high]).all()]
     return compare_with_published(published, rows)
@@ -342,13 +363,13 @@ def show_published(
     "Show the table `published`, ours behind the published scores, and the table `audit` of what was printed."
     published = published_record(study)
     table = published_table(published, pairs, preds, scores, seed)
-    display(report.table(table, "published", "Published scores and ours.", digits))
+    report.table(table, "published", "Published scores and ours.", digits)
     found = audit(published)
     listed = found[found.verdict != "comparison"].reset_index(drop=True) if count_differences else found
-    display(report.table(listed, "audit", "The audit of the published tables."))
+    report.table(listed, "audit", "The audit of the published tables.")
     if count_differences:
         caption = "Published differences: what any paired test could say."
-        display(report.table(differences(found), "audit_differences", caption))
+        report.table(differences(found), "audit_differences", caption)
     return found
 
 def differences(

@@ -18,8 +18,8 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 # %% auto #0
-__all__ = ['TABLE_SUFFIXES', 'SEPARATORS', 'EXCEL_BYTES', 'Table', 'decode_text', 'recognize_separator', 'cell_text',
-           'read_table']
+__all__ = ['TABLE_SUFFIXES', 'MOST_CELLS', 'NOT_LATIN', 'SEPARATORS', 'EXCEL_BYTES', 'Table', 'decode_text',
+           'recognize_separator', 'cell_text', 'read_table']
 
 # %% ../nbs/library/table_files.ipynb #tf000006
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".xlsx", ".xlsm", ".xls", ".json", ".jsonl", ".ndjson")
@@ -41,9 +41,23 @@ class Table:
         return replace(self, cells=pd.concat([first, self.cells.set_axis(names, axis=1)]), header=(), header_row=0,
                        notes=self.notes + (note,))
 
+MOST_CELLS = 50_000_000  # of a table, each of which takes some 60 to 100 bytes of memory
+
+def _too_large(path):
+    return ValueError(f"{path}: the table has more than the {MOST_CELLS:,} cells that are accepted; "
+                      "leave out rows or columns")
+
+def _up_to_limit(path, rows):
+    "The rows of a table that are not empty. Raises `ValueError` past `MOST_CELLS`."
+    count = 0
+    for number, cells in rows:
+        count += len(cells)
+        if count > MOST_CELLS: raise _too_large(path)
+        if "".join(cells).strip(): yield number, cells
+
 def _tabulate(path, rows, notes=()):
     "A table whose first row names the columns; `rows` are pairs of number and cells. Empty rows are left out."
-    rows = [(number, cells) for number, cells in rows if "".join(cells).strip()]
+    rows = list(_up_to_limit(path, rows))
     if not rows: raise ValueError(f"{path}: the table is empty")
     width = max(len(cells) for _, cells in rows)
     header, *cells = (cells + [""] * (width - len(cells)) for _, cells in rows)
@@ -62,14 +76,25 @@ def _column_names(names):
 def decode_text(
     content: bytes,  # a whole file
 ) -> tuple[str, str]:  # the text, and the encoding
-    "Decode text in UTF-8, UTF-16 or cp1252. Raises `ValueError` for bytes that are no text."
+    "Decode text in UTF-8, UTF-16, or what other bytes are most likely to be. Raises `ValueError` for no text."
     for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if content.startswith(mark): return _decode(content, [encoding])
     start = content[:1000]
     if start[1::2].count(0) > len(start) / 4: return _decode(content, ["utf-16-le"])
     if start[::2].count(0) > len(start) / 4: return _decode(content, ["utf-16-be"])
     if b"\0" in start: raise ValueError("it is not text")
-    return _decode(content, ["utf-8", "cp1252"])
+    try: return content.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError: return _decode(content, [_likely_encoding(content), "cp1252"])
+
+NOT_LATIN = ("gb18030", "gb2312", "gbk", "big5", "big5hkscs", "cp932", "shift_jis", "euc_jp", "euc_kr", "cp949",
+             "cp1251", "koi8_r", "mac_cyrillic", "cp1253", "cp1255", "cp1256")
+
+def _likely_encoding(content):
+    "The encoding of text that is not UTF-8: a guess where letters are not Latin, else cp1252."
+    from charset_normalizer import from_bytes
+    start = content[:100_000]
+    guess = from_bytes(start if len(content) <= len(start) else start[:start.rfind(b"\n") + 1]).best()
+    return guess.encoding if guess and guess.encoding in NOT_LATIN else "cp1252"
 
 def _decode(content, encodings):
     "The text in the first encoding that fits."
@@ -129,6 +154,9 @@ def _notes_of_text(separator, encoding):
     if encoding.startswith("utf-16"): yield "encoding: UTF-16"
     if encoding == "cp1252":
         yield "encoding: not UTF-8, taken for cp1252 (Western European Windows); look at accented letters"
+    if encoding in NOT_LATIN:
+        yield (f"encoding: not UTF-8, guessed to be {encoding}; look at the names, and save the table as UTF-8 "
+               "if they are garbled")
 
 # %% ../nbs/library/table_files.ipynb #tf000014
 def cell_text(
@@ -146,7 +174,10 @@ def _read_parquet(path, content):
     "A table from Parquet; columns of bytes, such as images, are left out."
     import pyarrow
     import pyarrow.parquet
-    try: table = pyarrow.parquet.read_table(io.BytesIO(content))
+    try:
+        stored = pyarrow.parquet.ParquetFile(io.BytesIO(content)).metadata
+        if stored.num_rows * stored.num_columns > MOST_CELLS: raise _too_large(path)
+        table = pyarrow.parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: damaged Parquet ({error})") from None
     left_out = [field.name for field in table.schema if "binary" in str(field.type)]

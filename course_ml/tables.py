@@ -27,21 +27,36 @@ from course_ml.columns import (
 )
 from .data import Dataset, index_classes
 from .image_names import ImageFinder, folders_of, list_archives, split_in_name
-from .layout import listed, number_of
-from .listing import Listing, clean_path
+from .layout import decide_layout, listed, number_of
+from .listing import IMAGE_SUFFIXES, Listing, clean_path
 from .reading import Reading, ReadOptions, split_named
 from .table_files import TABLE_SUFFIXES, Table, read_table
 
 # %% auto #0
-__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'ONLY_GROUPS', 'EMPTY_LABELS', 'NAMES_IMAGES', 'RESERVED', 'find_tables',
-           'dataset_from_table', 'unlabelled_from_table']
+__all__ = ['USUAL_TABLES', 'SUBMISSION', 'NO_LABELS', 'ONLY_GROUPS', 'EMPTY_LABELS', 'ABOUT_CLASSES', 'NAMES_IMAGES', 'RESERVED',
+           'find_tables', 'dataset_from_table', 'unlabelled_from_table']
 
 # %% ../nbs/library/tables.ipynb #ta000006
 class _Places:
     "Where the images of tables may be: in the listing, or else in an archive in its folder."
     def __init__(self, listing):
-        self.listing = listing
-        self._files = ImageFinder(listing)
+        self.listing, self._files, self._tables = listing, ImageFinder(listing), {}
+
+    @classmethod
+    def of(cls, listing):
+        "The places of a listing; its images are indexed and its tables are read once."
+        if cls not in listing.known: listing.known[cls] = cls(listing)
+        return listing.known[cls]
+
+    def table(self, path):
+        "A table of the listing. Raises `ValueError` for a file that is none."
+        if path not in self._tables: self._tables[path] = read_table(self.listing.read(path), path)
+        return self._tables[path]
+
+    @cached_property
+    def classes(self):
+        "The names of the class folders."
+        return set(decide_layout(self.listing.paths).images.label)
 
     @cached_property
     def _archives(self):
@@ -62,7 +77,7 @@ class _Opened:
 
 def _open_table(path, places, options, finders=None):
     "A table and where its images are. Raises `ValueError` for a file that is no table, or a missing column."
-    table = read_table(places.listing.read(path), path)
+    table = places.table(path)
     for finder in finders or places.finders():
         headed = with_header(table, finder)
         image = image_column(headed, finder, options.image_column)
@@ -77,9 +92,10 @@ def _columns(opened, options):
 
 # %% ../nbs/library/tables.ipynb #ta000008
 USUAL_TABLES = ("train", "labels", "train_labels", "metadata")
-SUBMISSION, NO_LABELS, ONLY_GROUPS, EMPTY_LABELS = NAMES_IMAGES = (
+SUBMISSION, NO_LABELS, ONLY_GROUPS, EMPTY_LABELS, ABOUT_CLASSES = NAMES_IMAGES = (
     "its name says that it has predictions", "it has no column of labels",
-    "it has groups or a split, but no column of labels", "its labels are empty")
+    "it has groups or a split, but no column of labels", "its labels are empty",
+    "its rows are about the class folders, not about images")
 
 def find_tables(
     listing: Listing,  # of a folder or an archive
@@ -87,7 +103,7 @@ def find_tables(
 ) -> tuple[list[str], Reading]:  # paths of the tables that are one data set, none where folders decide; what to say
     """Find the table that names the images of a listing, or the tables of its splits.
     Raises `ValueError` where several could be meant, or none has a column that an option names."""
-    places, found, reasons = _Places(listing), {}, {}
+    places, found, reasons = _Places.of(listing), {}, {}
     for path in _candidates(listing):
         try: found[path] = _labels_of(path, places, options)
         except ValueError as error: reasons[path] = str(error).removeprefix(path).lstrip(":, ")
@@ -132,6 +148,8 @@ def _labels_of(path, places, options):
         raise ValueError(SUBMISSION)
     opened = _open_table(path, places, options)
     if not opened.image: raise ValueError("it names none of the images")
+    is_free = not any(vars(options).values())
+    if is_free and _is_about_classes(opened, places): raise ValueError(ABOUT_CLASSES)
     _check_columns(opened.table, options)
     try: taken, *_ = _columns(opened, options)
     except ValueError: return ()  # said where the table is read
@@ -140,6 +158,19 @@ def _labels_of(path, places, options):
     except ValueError: return ()
     if not (labels.names != "").any(): raise ValueError(EMPTY_LABELS)
     return labels.columns
+
+def _is_about_classes(opened, places):
+    "Whether a table has rows about class folders, and only seems to name images, e.g. by the numbers of classes."
+    names = opened.table.cells[opened.image].str.strip()
+    is_path = names.map(clean_path).str.contains("/") | names.str.lower().str.endswith(IMAGE_SUFFIXES)
+    if is_path.any(): return False
+    classes, others = places.classes, opened.table.cells.drop(columns=opened.image)
+    if len(classes) < 2: return False
+    images = len(places.listing.images())
+    if len(names) <= len(classes) and 2 * len(names) <= images: return True
+    if any(classes <= set(values) for _, values in others.items() if values.is_unique): return True
+    found = opened.finder.find(names.tolist(), opened.table.path)
+    return not any(isinstance(place, str) for place in found)
 
 def _why_no_labels(opened, taken):
     "Whether a table without labels has something else to say of its images."
@@ -189,7 +220,7 @@ def dataset_from_table(
     options: ReadOptions,
 ) -> Dataset:
     "Read images and labels from a table. Raises `ValueError` that says what was found and what is needed."
-    tables, places = [tables] if isinstance(tables, str) else tables, _Places(listing)
+    tables, places = [tables] if isinstance(tables, str) else tables, _Places.of(listing)
     first = _open_named(tables[0], places, options)
     rest = [_open_named(path, places, options, [first.finder]) for path in tables[1:]]
     parts = [_read_rows(opened, options, len(tables) > 1) for opened in (first, *rest)]
@@ -225,7 +256,7 @@ def _read_rows(opened, options, is_split_table):
     "The rows of a table (place, label, reason, split), all its cells, the group columns, what to say, the labels."
     table, (taken, groups, splits, reading) = opened.table, _columns(opened, options)
     names = table.cells[opened.image].str.strip()
-    places = opened.finder.find(names, table.path)
+    places = opened.finder.find(names.tolist(), table.path)
     found = [place if isinstance(place, str) else "" for place in places]
     try: labels = choose_labels(table, taken, options)
     except NoLabels:
@@ -237,7 +268,8 @@ def _read_rows(opened, options, is_split_table):
     elif is_split_table:
         rows["split"] = split_in_name(table.path) or _split_of_folder(table.path)
         reading = reading.decide(f"split: the table {table.path} is {rows.split.iloc[0]}")
-    rows["reason"] = [_reason(*row) for row in zip(names, labels.reasons, places, rows.get("split", ["-"] * len(rows)))]
+    given = rows.split.tolist() if "split" in rows else ["-"] * len(rows)
+    rows["reason"] = list(map(_reason, names.tolist(), labels.reasons.tolist(), places, given))
     reading = _say_images(opened, names, found) + labels.reading + reading
     if groups: reading = reading.decide(f"groups: rows that share {' or '.join(groups)}")
     return rows.reset_index(drop=True), table.cells.reset_index(drop=True), groups, reading, labels
@@ -342,7 +374,7 @@ def unlabelled_from_table(
     options: ReadOptions,
 ) -> Dataset:  # in the order of the table; every label is 0, and means nothing
     "Read the images that a table names. Raises `ValueError` for an image that is not there: none may be left out."
-    opened = _open_named(path, _Places(listing), options)
+    opened = _open_named(path, _Places.of(listing), options)
     ids = opened.table.cells[opened.image].str.strip()
     places = opened.finder.find(ids, path)
     if missing := [one for one, place in zip(ids, places) if not isinstance(place, str)]:

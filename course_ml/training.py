@@ -14,16 +14,25 @@ from torch import nn
 from .transforms import augment_batch, mix_batch
 
 # %% auto #0
-__all__ = ['epoch_batches', 'to_batch', 'Batches', 'class_weights', 'weighted_loss', 'BlockNetwork', 'parameter_groups',
-           'build_optimizer', 'lr_factor', 'build_schedule', 'Totals', 'train_epoch', 'predict', 'validation_scores',
-           'build_ema']
+__all__ = ['count_batches', 'epoch_batches', 'to_batch', 'Batches', 'class_weights', 'weighted_loss', 'BlockNetwork',
+           'parameter_groups', 'build_optimizer', 'lr_factor', 'build_schedule', 'Totals', 'train_epoch', 'predict',
+           'loss_and_accuracy', 'training_sample', 'build_ema']
 
 # %% ../nbs/02a_training.ipynb #28637c7b
+def count_batches(
+    images: int,  # number of training images
+    batch_size: int,  # largest number of images in a batch
+    grad_accum_steps: int = 1,  # batches that make one step; an epoch has no incomplete step
+) -> int:
+    "Return the number of batches in an epoch."
+    return min(images, math.ceil(images / batch_size / grad_accum_steps) * grad_accum_steps)
+
 def epoch_batches(
     rows: np.ndarray,  # positions of the training images
     batch_size: int,  # largest number of images in a batch
     seed: int,  # of the order
     labels: np.ndarray | None = None,  # (rows,) classes: draw with replacement, so that all are equally frequent
+    grad_accum_steps: int = 1,  # see `count_batches`
 ) -> list[np.ndarray]:  # in random order; without `labels`, every row once
     "Return the batches of one epoch, of nearly equal size."
     generator = np.random.default_rng(seed)
@@ -31,7 +40,7 @@ def epoch_batches(
     else:
         weights = 1 / np.bincount(labels)[labels]
         order = generator.choice(rows, len(rows), p=weights / weights.sum())
-    return np.array_split(order, math.ceil(len(rows) / batch_size))
+    return np.array_split(order, count_batches(len(rows), batch_size, grad_accum_steps))
 
 # %% ../nbs/02a_training.ipynb #ca47d792
 def to_batch(
@@ -82,7 +91,7 @@ class Batches(torch.utils.data.Dataset):
 def class_weights(
     labels: np.ndarray,  # (n,) class indices of the training images
     classes: int,  # number of classes
-    definition: str,  # "none", "inverse" (N / N_c) or "normalized" (inverse frequencies that add up to 1)
+    definition: str,  # "none", "balanced" (N / (C N_c)), "inverse" (N / N_c) or "normalized" (they add up to 1)
 ) -> np.ndarray:  # (classes,) float32
     "Return a weight for each class's loss. Raises `ValueError` for a class without training images."
     counts = np.bincount(labels, minlength=classes)
@@ -90,7 +99,8 @@ def class_weights(
     if (counts == 0).any():
         raise ValueError(f"class {counts.argmin()} has no training image, so its weight would be infinite")
     inverse = len(labels) / counts
-    return (inverse if definition == "inverse" else inverse / inverse.sum()).astype("float32")
+    divisor = {"balanced": classes, "inverse": 1, "normalized": inverse.sum()}[definition]
+    return (inverse / divisor).astype("float32")
 
 # %% ../nbs/02a_training.ipynb #ed13729b
 def weighted_loss(
@@ -104,7 +114,8 @@ def weighted_loss(
     losses = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="none")
     if focal_gamma:
         shares = targets if targets.ndim == 2 else nn.functional.one_hot(targets, len(weights))
-        losses = losses * (1 - (logits.float().softmax(1) * shares).sum(1)) ** focal_gamma
+        missing = (logits.float().softmax(1) * (1 - shares)).sum(1)  # 1 - p, exact also for p near 1
+        losses = losses * missing.clamp(min=1e-30) ** focal_gamma  # at 0 a power below 1 has no slope
     return (losses * (weights[targets] if targets.ndim == 1 else targets @ weights)).mean()
 
 # %% ../nbs/02a_training.ipynb #3cd03e1b
@@ -223,13 +234,6 @@ class Totals:
     def accuracy(self) -> float:
         return math.nan if self.correct is None else float(self.correct) / self.images
 
-    def scores(self,
-        combine=list,  # turns the three sums of this process into those of all processes
-    ) -> dict:  # train_loss; train_accuracy, where images are not mixed
-        "Return mean loss and accuracy."
-        sums = [self.images, float(self.loss), -1.0 if self.correct is None else float(self.correct)]
-        images, loss, correct = combine(sums)
-        return {"train_loss": loss / images, **({} if correct < 0 else {"train_accuracy": correct / images})}
 
 def train_epoch(
     model: nn.Module,  # gives logits
@@ -261,17 +265,25 @@ def predict(
     model.eval()
     device = next(model.parameters()).device
     starts = range(0, len(rows), batch_size)
-    logits = [model(to_batch(inputs, rows[start:start + batch_size], device)).double() for start in starts]
-    return torch.cat(logits).softmax(1).cpu().numpy()
+    logits = [model(to_batch(inputs, rows[start:start + batch_size], device)) for start in starts]
+    return torch.cat(logits).cpu().double().softmax(1).numpy()  # not every GPU knows float64
 
-def validation_scores(
+def loss_and_accuracy(
     probabilities: np.ndarray,  # (n, classes)
     truth: np.ndarray,  # (n,) true classes
-) -> dict:  # validation_loss (mean cross-entropy) and validation_accuracy
+    split: str = "validation",  # whose images these are: the beginning of the names
+) -> dict:  # e.g. validation_loss (mean cross-entropy) and validation_accuracy; NaN for probabilities that are NaN
     "Return loss and accuracy of some predictions."
     loss = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)).mean()
-    accuracy = (probabilities.argmax(1) == truth).mean()
-    return {"validation_loss": float(loss), "validation_accuracy": float(accuracy)}
+    accuracy = (probabilities.argmax(1) == truth).mean() if np.isfinite(probabilities).all() else math.nan
+    return {f"{split}_loss": float(loss), f"{split}_accuracy": float(accuracy)}
+
+def training_sample(
+    train: np.ndarray,  # positions of the training images
+    validation: np.ndarray,  # positions of the validation images
+) -> np.ndarray:  # at most as many as validate; the same in every epoch
+    "Return the training images on which a training is compared with its validation set."
+    return np.random.default_rng(0).permutation(train)[:len(validation)]
 
 # %% ../nbs/02a_training.ipynb #54402887
 def build_ema(

@@ -14,8 +14,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .config import Recipe
+from .config import MONITORS, Recipe
 from .data import Dataset, Split
+from .evidence import join_marks, named_with_mark, with_marks
 from .executors import failures, follow, submit
 from .experiment import train_recipe
 from .plots import COLORS, new_figure, settle
@@ -39,17 +40,19 @@ __all__ = ['open_study', 'run_trial', 'work', 'Tuning', 'search_key', 'tune', 'p
 # %% ../nbs/09_tuning.ipynb #91f14651
 def open_study(
     folder: str | Path,  # of the study; made where it is missing
-    monitor: str = "accuracy",  # what is to be best: validation "accuracy" or "loss"
+    monitor: str = Recipe.monitor,  # what is to be best, one of `config.MONITORS`: validation "loss" or "accuracy"
     seed: int = 0,  # of the suggestions
 ):  # an optuna.Study
-    "Return the study of a folder: a new one, or the one that was begun there."
+    "Return the study of a folder: a new one, or the one that was begun there. Raises `ValueError` for another score."
     import optuna
+    if monitor not in MONITORS:
+        raise ValueError(f"monitor must be one of {', '.join(MONITORS)}, not {monitor!r}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     Path(folder).mkdir(parents=True, exist_ok=True)
     address = f"sqlite:///{Path(folder).resolve() / 'study.db'}"
     storage = optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
     return optuna.create_study(storage=storage, study_name="study", load_if_exists=True,
-                               direction="maximize" if monitor == "accuracy" else "minimize",
+                               direction=MONITORS[monitor],
                                sampler=optuna.samplers.TPESampler(seed=seed),
                                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1))
 
@@ -60,18 +63,20 @@ def run_trial(
     dataset: Dataset,
     split: Split,
     folder: Path,  # of the study
-    monitor: str = "accuracy",  # of the study
+    monitor: str = Recipe.monitor,  # of the study
 ) -> float:  # the best validation score
     "Train one suggestion and return its score. Raises `optuna.TrialPruned` where it is behind, `ValueError`."
     import optuna
     recipe = suggest(trial)
     trial.set_user_attr("recipe", recipe.to_yaml())
+    trial.set_user_attr("data", dataset.fingerprint)
     if recipe.monitor != monitor:
         raise ValueError(f"monitor: the search compares {monitor!r}, but the recipe has {recipe.monitor!r}")
     def callback(epoch, row):
         trial.report(row[f"validation_{monitor}"], epoch)
         if trial.should_prune(): raise optuna.TrialPruned()
     run = train_recipe(recipe, dataset, split, folder=folder / "trials" / recipe.hash, callback=callback)
+    trial.set_user_attr("selected", "epoch" * run.chooses)
     return float(run.history[f"validation_{monitor}"].iloc[run.best_epoch])
 
 def work(suggest, dataset, split, folder, monitor, seed, share, threads):
@@ -96,14 +101,24 @@ class Tuning:
 
     @property
     def best(self) -> Recipe:
-        "Return the recipe of the best trial. Raises `ValueError` where no trial was finished."
-        return Recipe.from_yaml(self.study.best_trial.user_attrs["recipe"])
+        "Return the recipe of the best trial, which knows the data it was chosen on. Raises `ValueError` for no trial."
+        best = self.study.best_trial.user_attrs
+        return Recipe.from_yaml(best["recipe"]).replace(chosen_on=best["data"])
 
     def table(self) -> pd.DataFrame:  # trial, state, value, epochs, why, and a column for each hyperparameter
-        "Return one row per trial; the value is the best validation score."
-        return pd.DataFrame([{"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
-                              "epochs": len(trial.intermediate_values), "why": trial.user_attrs.get("why", ""),
-                              **trial.params} for trial in self.study.trials])
+        "Return one row per trial; the value is the validation score of the epoch that is kept."
+        trials = self.study.trials
+        tried = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials)
+        table = pd.DataFrame([{"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value,
+                               "epochs": len(trial.intermediate_values), "why": trial.user_attrs.get("why", ""),
+                               **trial.params} for trial in trials])
+        return with_marks(table, [self._mark(trial, tried) for trial in trials])
+
+    def _mark(self, trial, tried):
+        "Return what was selected on the validation set: the epoch of a trial, and the best trial of those tried."
+        if trial.state.name != "COMPLETE": return ""
+        best = tried > 1 and trial.number == self.study.best_trial.number
+        return join_marks(trial.user_attrs["selected"], f"best of {tried} trials" if best else "")
 
 # %% ../nbs/09_tuning.ipynb #72a7942c
 def search_key(
@@ -154,7 +169,7 @@ def tune(
     split: Split,  # its validation set scores the trials; its test set is not used
     folder: str | Path | None = None,  # of the study; default: in the cache, named by the key
     trials: int = 20,  # in all, those of earlier calls included
-    monitor: str = "accuracy",  # validation "accuracy" or "loss"; the recipes' own `monitor` must be the same
+    monitor: str = Recipe.monitor,  # validation "loss" or "accuracy"; the recipes' own `monitor` must be the same
     seed: int = 0,  # of the suggestions
     executor: str = "local",  # see `executors.EXECUTORS`; on a cluster the folder must be shared
     workers: int = 1,  # trials at a time
@@ -181,7 +196,7 @@ def _plot_history(axis, table, maximize):
     done = table[table.state == "complete"]
     best = done.value.cummax() if maximize else done.value.cummin()
     axis.plot(done.trial, done.value, "o", ms=4, color=COLORS[0], label="finished")
-    axis.step(done.trial, best, where="post", color="black", lw=1, label="best so far")
+    axis.step(done.trial, best, where="post", color="black", lw=1, label=named_with_mark("best so far", "best trial"))
     for k, trial in enumerate(table.trial[table.state == "pruned"]):
         axis.axvline(trial, color="lightgray", lw=1, zorder=0, label=None if k else "pruned")
     axis.set(xlabel="trial", ylabel="validation score")
@@ -190,7 +205,8 @@ def _plot_history(axis, table, maximize):
 def _importances(study, done):
     "Return the importance of each hyperparameter that varied; empty for fewer than four finished trials."
     import optuna
-    varied = [name for name in done.columns[5:] if done[name].nunique() > 1]
+    names = dict.fromkeys(name for trial in study.trials for name in trial.params)
+    varied = [name for name in names if done[name].nunique() > 1]
     if len(done) < 4 or not varied: return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, params=varied, evaluator=evaluator)

@@ -35,6 +35,10 @@ def copy_tree(copy: Path) -> Path:
     for name in ("nbs", "tools"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True,
                         ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    for manifest in ROOT.glob("reports/*/manifest.json"):
+        place = copy / manifest.relative_to(ROOT)
+        place.parent.mkdir(parents=True)
+        shutil.copy(manifest, place)
     return copy
 
 

@@ -137,13 +137,34 @@ def test_the_similarity_threshold_falls_as_the_share_grows(series):
     assert similarity_threshold(features, labels, 1e-1) < similarity_threshold(features, labels, 1e-3)
 
 
+def in_folds(ids, folds):
+    "Return a split in which every image is its own group."
+    return Split(ids, [f"fold {fold}" for fold in folds], ids)
+
+
 def test_leak_effect_counts_every_image_once(series):
     dataset, features = series
     predicted = (dataset.labels + (np.arange(80) % 5 == 0)) % 4
     preds = Predictions.from_arrays(dataset.items.id, dataset.labels, np.eye(4)[predicted], dataset.classes)
-    table = leak_effect(preds, similar_pairs(dataset, features).head(7)).set_index("images")
+    split = in_folds(list(dataset.items.id), np.arange(80) % 2)
+    table = leak_effect(preds, similar_pairs(dataset, features).head(7), split).set_index("images")
     assert table.n.to_dict() == {"all": 80, "with a near duplicate": 14, "without": 66}
     assert (table.n * table.accuracy).round().astype(int).to_dict()["all"] == 64
+
+
+@given(strategies.integers(0, 10_000))
+def test_the_fewest_links_leak_as_all_pairs_do(seed):
+    rng = np.random.default_rng(seed)
+    things, folds = rng.integers(0, 6, 14), rng.integers(0, 3, 14)
+    ids = np.array([f"{i:02d}" for i in range(14)])
+    every = [(i, j) for i in range(14) for j in range(i + 1, 14) if things[i] == things[j]]
+    fewest = [(np.flatnonzero(things == thing)[0], i) for i, thing in enumerate(things)]
+    split = in_folds(list(ids), folds)
+    leaks = {i for i, j in [*every, *[(j, i) for i, j in every]] if folds[i] != folds[j]}
+    preds = Predictions.from_arrays(ids, np.zeros(14, int), np.eye(2)[np.zeros(14, int)], ["a", "b"])
+    for pairs in (every, [(i, j) for i, j in fewest if i != j]):
+        table = pd.DataFrame({"id": ids[[i for i, _ in pairs]], "other": ids[[j for _, j in pairs]]})
+        assert leak_effect(preds, table, split).n[1] == len(leaks)
 
 
 def test_a_point_far_away_is_the_first_outlier():

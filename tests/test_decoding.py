@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import warnings
 import zipfile
 import zlib
@@ -21,12 +22,13 @@ import pytest
 from hypothesis import given, strategies
 from PIL import Image
 
-from course_ml import decoding, image_cache, image_sources
+from course_ml import decoding, image_cache, image_sources, listing
 from course_ml.data import Dataset
 from course_ml.decoding import UnreadableImage, decode, largest_value, set_ranges
 from course_ml.image_sources import ArrayImages, FolderImages, TarImages, ZipImages, open_archive
 from course_ml.provenance import CacheError
 from course_ml.readers import read_dataset, read_unlabelled
+from course_ml.sources import SourceError, extract
 
 
 def scene(seed=0, size=(48, 36)):
@@ -451,6 +453,70 @@ def test_nothing_expands_without_limit(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unpacks to more than"):
         open_archive(tar_of(tmp_path / "bomb.tar.gz", {"a.jpg": zeros}, "w:gz"))
     assert not list(image_sources.cache_folder().rglob(".*.tar"))
+
+
+METHODS = {"stored": zipfile.ZIP_STORED, "deflate": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2,
+           "lzma": zipfile.ZIP_LZMA}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_damaged_member_of_any_compression_fails_alone(tmp_path, method):
+    members = {**PHOTOS, "cat/0.jpg": np.random.default_rng(0).bytes(5000)}
+    content = bytearray(zip_of(tmp_path / "good.zip", members, compression=METHODS[method]).read_bytes())
+    assert all(open_archive(tmp_path / "good.zip").content(name) == members[name] for name in members)
+    for place in (14, 200, 2000):
+        damaged = bytearray(content)
+        damaged[39 + place] ^= 255
+        (tmp_path / "bad.zip").write_bytes(damaged)
+        source = open_archive(tmp_path / "bad.zip")
+        with pytest.raises(UnreadableImage, match="damaged in the archive"):
+            source.content("cat/0.jpg")
+        check = dataset_of(source, sorted(PHOTOS)).check()
+        assert list(check.quarantine.id) == ["cat/0.jpg"]
+
+
+@pytest.mark.parametrize("method", ["deflate", "bzip2", "lzma"])
+def test_no_more_is_unpacked_than_a_member_states(tmp_path, method):
+    zip_of(tmp_path / "a.zip", {"a.jpg": bytes(50_000_000)}, compression=METHODS[method])
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for mark, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        at = content.find(mark) + offset
+        content[at:at + 4] = struct.pack("<I", 10_000)
+    (tmp_path / "a.zip").write_bytes(content)
+    source = open_archive(tmp_path / "a.zip")
+    tracemalloc.start()
+    assert source.head("a.jpg") == bytes(32)
+    with pytest.raises(UnreadableImage, match="damaged in the archive"): source.content("a.jpg")
+    with pytest.raises(SourceError, match="damaged"):
+        extract(tmp_path / "a.zip", tmp_path / "out", most_ratio=10**6)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4_000_000 and not (tmp_path / "out").exists()
+
+
+def test_a_dictionary_that_claims_all_memory_gets_what_its_member_needs(tmp_path):
+    zip_of(tmp_path / "a.zip", {"a.jpg": PHOTOS["cat/0.jpg"]}, compression=zipfile.ZIP_LZMA)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[40:44] = b"\xff" * 4
+    (tmp_path / "a.zip").write_bytes(content)
+    assert open_archive(tmp_path / "a.zip").content("a.jpg") == PHOTOS["cat/0.jpg"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "folder"])
+def test_a_table_of_too_many_bytes_is_refused_before_it_is_read(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(listing, "MOST_TABLE_BYTES", 100_000)
+    members = {f"{i}.jpg": PHOTOS[f"cat/{i}.jpg"] for i in range(4)}
+    members["train.csv"] = b"file,label\n" + b"0.jpg,cat\n" * 10_000
+    if name == "folder":
+        for place, content in members.items(): put(tmp_path / name / place, content)
+    elif name == "a.zip": zip_of(tmp_path / name, members, compression=zipfile.ZIP_DEFLATED)
+    else: tar_of(tmp_path / name, members, "w:gz" if name.endswith("gz") else "w")
+    contents = []
+    for source in (FolderImages, ZipImages, TarImages):
+        monkeypatch.setattr(source, "content", lambda *place: contents.append(place))
+    with pytest.raises(ValueError, match="train.csv not used: the table has 100,011 bytes .* more than the 100,000"):
+        read_dataset(tmp_path / name)
+    assert not contents
 
 
 def test_threads_and_forked_processes_read_one_archive(tmp_path):

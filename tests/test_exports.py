@@ -122,3 +122,10 @@ def test_an_export_is_complete_or_not_there(mixed, tmp_path):
     (tmp_path / "old.npz").touch()
     with pytest.raises(FileExistsError, match="give a new name"):
         export_npz(mixed, tmp_path / "old.npz", 8)
+
+
+def test_a_split_that_came_with_the_data_is_exported(tmp_path):
+    metadata = pd.DataFrame({"split": ["train", "validation", "test"] * 4})
+    dataset = Dataset.from_arrays("pets", noise(12), ["cat"] * 6 + ["dog"] * 6, metadata=metadata)
+    for path in (export_csv(dataset, tmp_path / "csv"), export_npz(dataset, tmp_path / "pets.npz", 4)):
+        assert Split.of(read_dataset(path)).splits == metadata.split.tolist()

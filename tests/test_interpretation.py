@@ -1,6 +1,7 @@
 "Heat maps lie on the evidence, a temperature changes only the confidence, and slices add up."
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies
 
@@ -95,3 +96,39 @@ def test_slices_add_up_and_plots_are_drawn(corners):
     plot_embedding(np.random.default_rng(0).normal(size=(len(preds), 2)), preds)
     gap = train_validation_gap({"corners": run}).iloc[0]
     assert gap.gap == pytest.approx(gap["train accuracy"] - gap["validation accuracy"])
+
+
+SLICES = {
+    "numbers as strings": (
+        ["1.5", "10", "2", None, *map(str, range(20, 40))],
+        ["1.5 to 22.5", "22.5 to 28", "28 to 33.5", "33.5 to 39", "missing"],
+    ),
+    "few numbers": (["10", "2", "2", ""] * 6, ["2", "10", "missing"]),
+    "codes": (["007", "012"] * 12, ["007", "012"]),
+    "words": (["b", "a", float("nan")] * 8, ["a", "b", "missing"]),
+    "nothing": ([None] * 24, ["missing"]),
+    "numbers": ([*range(11), float("nan"), *range(12)], ["0 to 2.5", "2.5 to 5", "5 to 8", "8 to 11", "missing"]),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_keep_missing_values_and_bin_numbers_as_pandas_does(name):
+    values, expected = SLICES[name]
+    images = np.zeros((24, 2, 2, 3), "uint8")
+    dataset = Dataset.from_arrays("values", images, np.arange(24) % 2)
+    predictions = Predictions.make(dataset, np.arange(24), np.full((24, 2), 0.5))
+    table = slices(predictions, dataset, np.array(values, object))
+    assert table.slice.tolist() == expected and table.n.sum() == 24
+    numbers = pd.to_numeric(pd.Series(values), errors="coerce")
+    if numbers.nunique() > 10:
+        edges = numbers.quantile([0, 0.25, 0.5, 0.75, 1])
+        counts = pd.cut(numbers, edges, include_lowest=True).value_counts(sort=False)
+        assert table.n[:4].tolist() == counts.tolist()
+
+
+def test_slices_of_other_images_are_refused(corners):
+    dataset, run = corners
+    with pytest.raises(ValueError, match="has no image"):
+        slices(run.predictions, dataset.take(np.arange(20)), np.arange(20))
+    with pytest.raises(ValueError, match="3 values for 160 images"):
+        slices(run.predictions, dataset, np.arange(3))

@@ -20,6 +20,7 @@ from course_ml.data import Dataset, Split
 from course_ml.experiment import evaluate_test, predict_images
 from course_ml.keras_training import build_keras_model, fit_keras, keras, keras_key, keras_loss, predict_keras
 from course_ml.provenance import file_digest
+from course_ml.training import count_batches, training_sample
 
 MOBILENET = Path(__file__).parents[1].parent / "shared/weights/keras/mobilenet_v2_1.0_224_no_top_rebuilt.h5"
 RECIPE = Recipe(
@@ -106,7 +107,7 @@ def test_resumed_callbacks_keep_counting(tmp_path, monkeypatch):
 
 def test_plateau_divides_the_learning_rate_also_after_resuming(tmp_path, monkeypatch):
     recipe = RECIPE.replace(backbone="baseline_cnn", optimizer="sgd", learning_rate=1e-12, augment=(), epochs=7)
-    monkeypatch.setattr(keras.callbacks.ReduceLROnPlateau, "_is_improvement", lambda self, value, best: best is None)
+    monkeypatch.setattr(keras.callbacks.ReduceLROnPlateau, "_is_improvement", lambda self, value, best: np.isinf(best))
     whole = train(tmp_path / "whole", recipe)
     assert np.allclose(whole.history.learning_rate, [1e-12] * 4 + [1e-13] * 3, rtol=1e-4)
     interrupted(monkeypatch, tmp_path / "parts", recipe, epoch=5)
@@ -139,7 +140,8 @@ def test_weighted_loss_of_rare_classes(tmp_path):
         )
         for name in ("none", "inverse")
     )
-    assert weighted.history.train_loss[0] == pytest.approx(3 * plain.history.train_loss[0], rel=1e-4)
+    assert weighted.history.objective[0] == pytest.approx(3 * plain.history.objective[0], rel=1e-4)
+    assert weighted.history.train_loss[0] == pytest.approx(plain.history.train_loss[0], rel=1e-6)
     assert weighted.history.validation_loss[0] == pytest.approx(plain.history.validation_loss[0], rel=1e-6)
 
 
@@ -227,6 +229,85 @@ def test_the_schedule_is_that_of_torch(tmp_path):
     np.testing.assert_allclose(
         rates, [0.01 * lr_factor(epoch, "cosine", 6, warmup_epochs=1.0) for epoch in range(6)], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 3])
+def test_accumulated_steps_follow_the_schedule_of_torch(tmp_path, monkeypatch, accumulated):
+    from course_ml.training import lr_factor
+
+    rates, update = [], keras.optimizers.SGD.update_step
+
+    def note(self, gradient, variable, learning_rate):
+        rates.append((float(self._iterations), float(learning_rate)))
+        return update(self, gradient, variable, learning_rate)
+
+    monkeypatch.setattr(keras.optimizers.SGD, "update_step", note)
+    recipe = RECIPE.replace(schedule="cosine", warmup_epochs=1.0, optimizer="sgd", learning_rate=0.01, epochs=3,
+                            batch_size=8, grad_accum_steps=accumulated)
+    split = make_data()[1]
+    batches = count_batches(len(split.rows("train")), 8, accumulated)
+    model = build_keras_model(recipe, 3)
+    keras_training.compile_keras(model, recipe, batches)
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    for _ in range(3 * batches):
+        optimizer.apply([np.zeros(weight.shape, "float32") for weight in model.trainable_variables])
+    steps = batches // accumulated
+    expected = [0.01 * lr_factor(step / steps, "cosine", 3, 0.01, 1.0) for step in range(3 * steps)]
+    np.testing.assert_allclose([rate for _, rate in sorted(set(rates))], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_weight_decay_spares_what_torch_spares(name):
+    recipe = RECIPE.replace(backbone="small_image_cnn", optimizer=name, weight_decay=0.5, learning_rate=0.1,
+                            schedule="constant")
+    model = build_keras_model(recipe, 3)
+    keras_training.compile_keras(model, recipe, 4)
+    for weight in model.trainable_variables: weight.assign(np.ones(weight.shape))
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.apply([np.zeros(weight.shape, "float32") for weight in model.trainable_variables])
+    left = {len(weight.shape) > 1: float(np.mean(weight)) for weight in model.trainable_variables}
+    assert left == pytest.approx({True: 0.95, False: 1.0})
+
+
+def test_a_first_epoch_without_a_loss_is_neither_kept_nor_stops_the_training(tmp_path, monkeypatch):
+    end = keras_training.ProgressCallback.on_epoch_end
+
+    def lose(self, epoch, logs=None):
+        if epoch in lost: logs["val_cross_entropy"] = float("nan")
+        end(self, epoch, logs)
+
+    monkeypatch.setattr(keras_training.ProgressCallback, "on_epoch_end", lose)
+    recipe, lost = RECIPE.replace(patience=5, epochs=5, learning_rate=1e-4, augment=()), {0}
+    for monitor in ("loss", "accuracy"):
+        run = train(tmp_path / monitor, recipe.replace(monitor=monitor))
+        scores = run.history[f"validation_{monitor}"]
+        assert np.isnan(run.history.validation_accuracy[0]) and len(scores) == 5
+        assert run.best_epoch == (scores.idxmin() if monitor == "loss" else scores.idxmax())
+        probabilities = run.predictions.probabilities[np.arange(len(run.predictions)), run.predictions.y_true]
+        assert -np.log(probabilities).mean() == pytest.approx(run.history.validation_loss[run.best_epoch], abs=1e-4)
+    lost = set(range(5))
+    with pytest.raises(FloatingPointError, match="not a number in any epoch"):
+        train(tmp_path / "never", recipe)
+
+
+def test_training_images_are_scored_as_validation_images_are(tmp_path):
+    run = train(tmp_path / "run", RECIPE.replace(label_smoothing=0.2, class_weights="inverse", epochs=2))
+    dataset, split = make_data()
+    rows = training_sample(split.rows("train"), split.rows("validation"))
+    probabilities = predict_keras(run.model, run.inputs, rows)
+    loss = -np.log(probabilities[np.arange(len(rows)), dataset.labels[rows]]).mean()
+    assert run.history.train_loss[run.best_epoch] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_focal_loss_has_a_slope_at_certainty(gamma):
+    tensorflow = pytest.importorskip("tensorflow")
+    logits = tensorflow.Variable([[40.0, -40.0], [0.0, 0.0]])
+    truth = np.eye(2, dtype="float32")[[0, 0]]
+    with tensorflow.GradientTape() as tape:
+        loss = keras_loss(focal_gamma=gamma)(truth, tensorflow.convert_to_tensor(logits))
+    assert np.isfinite(tape.gradient(loss, logits)).all()
 
 
 def test_focal_loss_and_penalty_are_those_of_torch():
@@ -328,5 +409,5 @@ def test_the_test_set_is_predicted_by_keras_itself(tmp_path):
     preds = evaluate_test(run, data, split)
     assert np.array_equal(preds.probabilities, predict_keras(run.model, run.inputs, split.rows("test")))
     assert np.allclose(predict_images(run, data, split.rows("test")), preds.probabilities, atol=1e-6)
-    with pytest.raises(ValueError, match="trained on another split"):
+    with pytest.raises(ValueError, match="the model was trained on"):
         evaluate_test(run, data, Split.holdout(data, seed=1))

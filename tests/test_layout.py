@@ -187,6 +187,39 @@ def test_files_that_may_have_a_split_are_remarked(tmp_path, name, is_split):
     assert "LOOK AT" not in told(read_dataset(folder))
 
 
+def test_a_split_by_numbers_is_read_where_it_has_each_image(tmp_path):
+    paths = paths_of({"001.cat": 4, "002.dog": 4})
+    write(tmp_path, {"images/001.cat": 4, "images/002.dog": 4})
+    numbered = list(enumerate(paths, 1))
+    (tmp_path / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in numbered))
+    (tmp_path / "image_class_labels.txt").write_text("".join(f"{i} {1 + (i > 4)}\n" for i, _ in numbered))
+    (tmp_path / "classes.txt").write_text("1 001.cat\n2 002.dog\n")
+    marks = [f"{i} {int(i % 4 > 0)}\n" for i, _ in numbered]
+    (tmp_path / "train_test_split.txt").write_text("".join(marks))
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"test/001.cat": 1, "test/002.dog": 1, "train/001.cat": 3, "train/002.dog": 3}
+    in_test = dataset.items.location[dataset.items.split == "test"]
+    assert list(in_test) == ["images/001.cat/3.png", "images/002.dog/3.png"]
+    assert "split: the lists images.txt, train_test_split.txt" in told(dataset)
+    (tmp_path / "train_test_split.txt").write_text("".join(marks[1:]))
+    dataset = read_dataset(tmp_path)
+    assert "split" not in dataset.items and "LOOK AT train_test_split.txt" in told(dataset)
+
+
+@pytest.mark.parametrize("test, is_read", [
+    (["5.png", "6.png"], True), (["6.png"], False), (["1.png", "5.png", "6.png"], False)])
+def test_lists_of_images_beside_a_table_are_splits(tmp_path, test, is_read):
+    write(tmp_path, {"images": 7})
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'},p{i}" for i in range(7)]
+    (tmp_path / "Data_Entry.csv").write_text("\n".join(["Image Index,label,Patient ID", *rows]))
+    (tmp_path / "train_val_list.txt").write_text("".join(f"{i}.png\n" for i in range(5)))
+    (tmp_path / "test_list.txt").write_text("\n".join(test))
+    dataset = read_dataset(tmp_path)
+    assert ("split" in dataset.items) == is_read and len(dataset) == 7
+    if is_read: assert list(dataset.items.split) == ["train"] * 5 + ["test"] * 2
+    else: assert "LOOK AT train_val_list.txt" in told(dataset)
+
+
 # Names
 
 
@@ -234,7 +267,7 @@ def test_a_class_with_a_comma_can_be_left_out(tmp_path):
     folder = write(tmp_path / "set", {"cat": 3, "dog": 3, "owl, barn": 1, "7": 2})
     dataset = read_dataset(folder, leave_out="owl, barn,7")
     assert dataset.classes == ["cat", "dog"] and len(dataset.skipped) == 3
-    with pytest.raises(ValueError, match="there is no class 'barn'; the classes are 7, cat, dog, owl, barn"):
+    with pytest.raises(ValueError, match="there is no class 'barn'; the classes are 7, cat, dog, 'owl, barn'"):
         read_dataset(folder, leave_out="barn")
 
 
@@ -390,6 +423,47 @@ def test_an_archive_alone_in_a_folder_is_read(tmp_path):
     pack(tmp_path, "tar", files)
     with pytest.raises(ValueError, match=r"2 archives \(pets.tar, pets.zip\); give the path of one"):
         read_dataset(tmp_path)
+
+
+def write_zip(path, counts, first=0):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(paths_of(counts), first): archive.writestr(name, png(number))
+
+
+@pytest.mark.parametrize("inside", [("", ""), ("train/", "test/")])
+def test_archives_of_splits_are_read_as_splits(tmp_path, inside):
+    write_zip(tmp_path / "train.zip", {f"{inside[0]}cat": 3, f"{inside[0]}dog": 3})
+    write_zip(tmp_path / "Test.zip", {f"{inside[1]}cat": 2, f"{inside[1]}dog": 2}, 6)
+    (tmp_path / "notes.pdf").touch()
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"test/cat": 2, "test/dog": 2, "train/cat": 3, "train/dog": 3}
+    assert "read from the archives Test.zip, train.zip, each as if it were a folder" in told(dataset)
+    assert dataset.skipped.values.tolist() == [["notes.pdf", "next to the archives that are read"]]
+    assert len({image.tobytes() for image in dataset.images(8)}) == 10
+
+
+def test_an_archive_without_labels_is_the_unlabeled_test_set(tmp_path):
+    write_zip(tmp_path / "train.zip", {"cat": 3, "dog": 3})
+    write_zip(tmp_path / "test.zip", {"test": 4})
+    dataset = read_dataset(tmp_path)
+    assert counts_of(dataset) == {"cat": 3, "dog": 3} and "4 images without labels" in told(dataset)
+    assert len(read_unlabelled(tmp_path, dataset.classes)) == 4
+
+
+def test_classes_in_names_of_images_in_archives_of_splits(tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number, name in enumerate(("cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png")):
+            archive.writestr(name, png(number))
+    write_zip(tmp_path / "test1.zip", {"test1": 3})
+    with pytest.raises(ValueError, match="label_pattern="): read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, label_pattern="^([a-z]+)[.]")
+    assert counts_of(dataset) == {"cat": 2, "dog": 2} and "3 images without labels" in told(dataset)
+
+
+def test_a_damaged_archive_of_a_split_is_named(tmp_path):
+    write_zip(tmp_path / "train.zip", {"cat": 3, "dog": 3})
+    (tmp_path / "test.zip").write_bytes(b"PK and no more")
+    with pytest.raises(ValueError, match="test.zip"): read_dataset(tmp_path)
 
 
 def test_empty_class_folders_in_archives_are_named(tmp_path):
@@ -570,3 +644,77 @@ def test_splits_of_any_classes_are_splits(classes, data):
     layout = decide_layout(paths)
     assert len(layout.images) == len(paths) and set(layout.images.label) == {name.strip() for name in classes}
     assert list(layout.images.split) == [name for name in ("train", "validation", "test") for _ in classes]
+
+
+# Groups in the names of files: they are offered, and taken only on request
+
+NAMES_WITH_GROUPS = {
+    "a word with a number": ("{c}/patient{g}_{i}.png", r"(patient[ _-]?[0-9]+)", "patient1"),
+    "in capitals": ("{c}/x_Subject-{g}.{i}.png", r"(Subject[ _-]?[0-9]+)", "Subject-1"),
+    "a folder in the class": ("{c}/Patient {g}/{i}.png", r"(Patient[ _-]?[0-9]+)[^/]*/", "Patient 1"),
+    "a folder around the class": ("{c}/{c}/session_{g}/{i}.png", r"(session[ _-]?[0-9]+)[^/]*/", "session_1"),
+    "Market-1501": ("{c}/000{g}_c1s1_{i:06d}_00.png", "^([A-Za-z]*[0-9]+[A-Za-z]*)[_-]", "0001"),
+    "a letter and a number": ("{c}/p{g}-{i}.png", "^([A-Za-z]*[0-9]+[A-Za-z]*)[_-]", "p1"),
+    "copies by Roboflow": ("{c}/IMG_{g}_jpg.rf.{i:032x}.jpg", r"^(.+)\.rf\.", "IMG_1_jpg"),
+}
+
+
+def with_names(folder, pattern, count=12):
+    "Images of two classes; `g` is the number of the group, which has images of both."
+    for i in range(count):
+        path = Path(folder) / pattern.format(c=("cat", "dog")[i % 2], g=i // 4, i=i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    return Path(folder)
+
+
+@pytest.mark.parametrize("names, pattern, group", NAMES_WITH_GROUPS.values(), ids=NAMES_WITH_GROUPS)
+def test_groups_in_names_are_offered(tmp_path, names, pattern, group):
+    folder = with_names(tmp_path / "set", names)
+    dataset = read_dataset(folder)
+    assert dataset.items.group.nunique() == 12 and f"give group_pattern={pattern!r}" in told(dataset)
+    dataset = read_dataset(folder, group_pattern=pattern)
+    assert dataset.items.group.nunique() == 3 and (dataset.items.group == group).sum() == 4
+    assert f"3 groups by group_pattern {pattern!r}" in told(dataset) and "LOOK AT" not in told(dataset)
+    split = Split.of(dataset, k=3)
+    assert all(len(set(own)) == 1 for _, own in pd.Series(split.splits).groupby(dataset.items.group.to_numpy()))
+
+
+@pytest.mark.parametrize("names", ["{c}/{i}.png", "{c}/IMG_{i}.png", "{c}/{c}_{i}.png", "{c}/{i}_front.png", "{c}/a1_{i}.png",
+                                   "{c}/patient{i}.png", "{c}/{c}1_{i}.png", "{c}/showcase1_{i}.png"])
+def test_names_without_groups_are_not_offered(tmp_path, names):
+    assert "group_pattern" not in told(read_dataset(with_names(tmp_path / "set", names)))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"group_pattern": "(horse)"}, r"group_pattern '\(horse\)' fits none of 12 images, e.g. cat/patient0_0.png"),
+    ({"group_pattern": "^(cat"}, r"group_pattern '\^\(cat' is no regular expression"),
+    ({"group_pattern": "cat"}, "group_pattern 'cat' has no group; put the part of the name that is the group"),
+])
+def test_group_patterns_that_do_not_fit_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        read_dataset(with_names(tmp_path / "set", "{c}/patient{g}_{i}.png"), **options)
+
+
+def test_group_pattern_that_fits_some_images(tmp_path):
+    folder = with_names(tmp_path / "set", "{c}/patient{g}_{i}.png")
+    (folder / "cat/other.png").write_bytes(png(99))
+    dataset = read_dataset(folder, group_pattern=r"(?P<group>patient\d)")
+    assert dataset.items.group.nunique() == 4
+    assert "finds no group for 1 image, e.g. cat/other.png; each of these is a group of its own" in told(dataset)
+
+
+def test_group_pattern_with_a_table(tmp_path):
+    folder = with_names(tmp_path / "set", "{c}/patient{g}_{i}.png")
+    rows = [f"{path.name},{'ab'[i % 2]},x{i // 3}" for i, path in enumerate(sorted(folder.rglob("*.png")))]
+    (folder / "labels.csv").write_text("\n".join(["file,label,plant_id", *rows]))
+    assert read_dataset(folder, group_pattern=r"(patient\d)").items.group.nunique() == 3
+    with pytest.raises(ValueError, match="group_column='plant_id' cannot be used: a group_pattern is given"):
+        read_dataset(folder, group_pattern=r"(patient\d)", group_column="plant_id")
+
+
+def test_names_with_commas_are_quoted_and_unused_tables_named_once(tmp_path):
+    folder = write(tmp_path / "set", {"cat": 3, "owl, barn": 3})
+    (folder / "classes.csv").write_text("kind,name\nfurry,cat\nfeathered,owl\n")
+    text = told(read_dataset(folder))
+    assert "2 classes by folder: cat, 'owl, barn'" in text and text.count("classes.csv") == 1

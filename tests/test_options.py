@@ -1,5 +1,6 @@
 "The commands and notebooks that read data: one set of options, what is said, and values of papermill."
 
+import inspect
 import re
 import subprocess
 import sys
@@ -12,8 +13,12 @@ import pytest
 from PIL import Image
 
 from course_ml.command_line import command_line, main
+from course_ml.data import Dataset, Split
+from course_ml.data_commands import with_groups
+from course_ml.datasets import load_dataset
 from course_ml.notebooks import ParameterError, convert_parameters, parameters_position, read_notebook, read_parameters
 from course_ml.provenance import package_folder
+from course_ml.readers import read_dataset, read_unlabelled
 from course_ml.reading import OPTION_HELP
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +48,14 @@ def test_commands_have_the_same_options(arguments):
     flags = [word for name in OPTION_HELP for word in (f"--{name.replace('_', '-')}", f"a {name}")]
     options = command_line().parse_args([*arguments, *flags, "--group-duplicates", "near"])
     assert [getattr(options, name) for name in OPTIONS] == [*(f"a {name}" for name in OPTION_HELP), "near"]
+
+
+@pytest.mark.parametrize("function", [read_dataset, load_dataset])
+def test_help_shows_the_same_options(function):
+    names = list(inspect.signature(function).parameters)
+    assert names[-len(OPTION_HELP):] == list(OPTION_HELP) and "options" not in names
+    assert all(f"  {name}: {about}\n" in f"{inspect.getdoc(function)}\n" for name, about in OPTION_HELP.items())
+    with pytest.raises(TypeError, match="lable_column"): function("x", lable_column="dx")
 
 
 @pytest.mark.parametrize("path", [ROOT / "nbs/03_resnet.ipynb", package_folder() / "templates/study.ipynb"])
@@ -174,3 +187,107 @@ def test_names_do_not_control_the_terminal(tmp_path, capsys):
     assert main(["check", str(tmp_path / "set")]) == 0
     message = capsys.readouterr().out
     assert "[31mcat" in message and "[2J.txt" in message and not re.search(r"[\x1b\x9b]", message)
+
+
+def test_new_and_train_split_as_the_report_does(tmp_path, monkeypatch, capsys):
+    "Duplicates are tied together and unreadable images left out before a split is promised."
+    monkeypatch.chdir(tmp_path)
+    draw(Path("set"), ["cat", "dog"], 6)
+    for i in range(1, 6): Path(f"set/dog/{i}.png").write_bytes(Path("set/dog/0.png").read_bytes())
+    train = ["train", "nature10_model_1", "--data", "set", "--set", "image_size=24"]
+    for arguments in (["new", "pets", "--data", "set"], train):
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert "'dog' has 1. Add images; images that share a group count as one" in message
+    assert main(["check", "set"]) == 0 and "No split: set: 3 splits need" in capsys.readouterr().out
+    draw(Path("bad"), ["cat", "dog"], 3)
+    Path("bad/cat/1.png").write_bytes(b"")
+    assert main(["new", "pets", "--data", "bad"]) == 2 and "'cat' has 2" in capsys.readouterr().err
+    assert not Path("reports").exists()
+
+
+def test_exact_duplicates_are_grouped_as_a_check_groups_them(tmp_path):
+    draw(tmp_path / "set", ["cat", "dog"], 4)
+    content = (tmp_path / "set/cat/2.png").read_bytes()
+    for name in ("cat/8.png", "dog/9.png"): (tmp_path / "set" / name).write_bytes(content)
+    dataset = read_dataset(tmp_path / "set")
+    found = dataset.check().duplicates
+    for kind in ("none", "exact", "near"):
+        assert with_groups(dataset, kind).fingerprint == dataset.group_duplicates(found, kind).fingerprint
+    assert with_groups(dataset, "exact").items.group.nunique() == 8
+
+
+def test_a_report_is_not_made_in_the_folder_that_it_replaces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("set"), ["cat", "dog"], 4)
+    assert main(["new", "pets", "--data", "set"]) == 0
+    (tmp_path / "reports/pets/tables").mkdir()
+    for place, up in (("reports/pets", "../.."), ("reports/pets/tables", "../../..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert main(["report", "pets"]) == 2 and f"cd {up}\n" in capsys.readouterr().err
+        assert main(["report", "pets", "--explain"]) == 0
+
+
+def test_an_empty_path_is_not_the_data_of_a_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("set"), ["cat", "dog"], 4)
+    assert main(["new", "pets", "--data", "set"]) == 0
+    assert main(["report", "pets", "-p", "data_path", ""]) == 2
+    assert "'data_path': the path of the images is empty" in capsys.readouterr().err
+    with pytest.raises(papermill.PapermillExecutionError, match=r"the path of the images \(data_path\) is empty"):
+        papermill.execute_notebook("reports/pets/pets.ipynb", "done.ipynb", {"data_path": ""}, progress_bar=False)
+
+
+def test_paths_of_a_program_are_read_as_people_write_them(tmp_path, monkeypatch):
+    draw(tmp_path / "set", ["cat", "dog"], 2)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "set")  # an empty path is not this folder
+    assert len(read_dataset("~/set")) == len(load_dataset(data_path="~/set")) == 4
+    for read in (read_dataset, lambda path: read_unlabelled(path, ["cat", "dog"])):
+        with pytest.raises(ValueError, match="the path of the images .* is empty"):
+            read("")
+    for value in (["cat"], 7, None, True):
+        with pytest.raises(ValueError, match="leave_out is a string"):
+            read_dataset("~/set", leave_out=value)
+    with pytest.raises(ValueError, match="has no name of a class"):
+        read_dataset("~/set", leave_out=" , ")
+
+
+def test_advice_that_does_not_help_is_not_given(tmp_path, capsys):
+    draw(tmp_path / "two", ["a", "b"], 2)
+    assert main(["check", str(tmp_path / "two")]) == 0
+    message = capsys.readouterr().out
+    assert "'a' has 2, 'b' has 2. Add images\n" in message
+    for name in ("val", "test"): draw(tmp_path / "held" / name, ["a", "b"], 3)
+    assert main(["train", "nature10_model_1", "--data", str(tmp_path / "held")]) == 2
+    assert "only test and validation; call the one to train on 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"labels": [0, np.nan]}, "image 1 has no label"), ({"labels": ["a", None]}, "image 1 has no label"),
+    ({"labels": [0.5, 1.0], "classes": ["a", "b"]}, "an image has label 0.5, which is none of 2 classes"),
+    ({"labels": ["a", "c"], "classes": ["a", "b"]}, "an image has label 'c', which is none of 2 classes"),
+    ({"labels": [1, 2], "classes": ["a", "b"]}, "an image has label 2, which is none of 2 classes"),
+    ({"classes": "ab"}, "a list of names, not 'ab'"), ({"ids": ["x"]}, "2 images but 1 ids"),
+    ({"groups": ["x"]}, "2 images but 1 groups"),
+    ({"metadata": pd.DataFrame({"age": [3]})}, "2 images but 1 rows of metadata"),
+    ({"metadata": pd.DataFrame({"id": [3, 4]})}, "call the column 'id' of metadata otherwise"),
+])  # fmt: skip
+def test_arrays_that_do_not_fit_are_refused(changes, told):
+    images = np.zeros((2, 8, 8), "uint8")
+    with pytest.raises(ValueError, match=told):
+        Dataset.from_arrays("pets", images, **{"labels": [0, 1], **changes})
+
+
+def test_names_of_classes_in_arrays_are_names():
+    images = np.zeros((2, 8, 8), "uint8")
+    assert Dataset.from_arrays("digits", images, ["0", "1"], classes=["1", "0"]).labels.tolist() == [1, 0]
+    for labels in ([1.0, 0.0], [True, False], np.array([1, 0], object), np.array(["b", "a"], object)):
+        assert Dataset.from_arrays("digits", images, labels, classes=["a", "b"]).labels.tolist() == [1, 0]
+
+
+def test_a_split_with_gaps_is_refused_by_its_image():
+    metadata = pd.DataFrame({"split": ["train", None]})
+    dataset = Dataset.from_arrays("pets", np.zeros((2, 8, 8), "uint8"), [0, 1], metadata=metadata)
+    with pytest.raises(ValueError, match="the split .* of '000001' is none of train, validation, test"):
+        Split.of(dataset)

@@ -226,7 +226,7 @@ def test_tables_for_a_document(look, tmp_path):
     csv = Path("reports/tiny/tables/recall.csv").read_text()
     assert csv == "class,recall\na_b & 50%,0.3333333333333333\nc|d,\n"
     markdown = (tmp_path / "recall.md").read_text()
-    assert markdown == "| class | recall |\n| --- | --- |\n| a_b & 50% | 0.333 |\n| c\\|d | – |\n"
+    assert markdown == "| class | recall |\n| --- | ---: |\n| a\\_b &amp; 50% | 0.333 |\n| c\\|d | – |\n"
     latex = (tmp_path / "recall.tex").read_text()
     assert r"a\_b \& 50\% & 0.333" in latex and r"\toprule" in latex and r"\caption{Recall of each class.}" in latex
 

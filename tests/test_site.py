@@ -1,5 +1,6 @@
 """The website, built in a copy of the tree and looked at with a browser."""
 
+import ast
 import functools
 import http.server
 import re
@@ -11,7 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, ROOT, copy_tree, read_notebook, run_in
+
+from course_ml.provenance import read_json
 
 LINK = re.compile(r"(?:href|src)=\"([^\"]*)\"")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -40,6 +44,22 @@ def test_no_link_is_broken(site):
             if not (inside / unquote(target.path).lstrip("/")).exists():
                 broken.append(f"{page.relative_to(site)} -> {link}")
     assert not broken, "\n".join(broken)
+
+
+REPORTS = sorted(path.stem for path in (ROOT / "nbs/reports").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_show_the_parameters_of_their_run(site, name):
+    values = read_json(ROOT / f"reports/{name}/manifest.json")["parameters"]
+    shown = BeautifulSoup((site / f"reports/{name}.html").read_text(encoding="utf-8"), "html.parser")
+    blocks = [block.get_text() for block in shown("pre")]
+    code = next(block for block in blocks if "report_dir" in block)
+    parameters = {line.target.id: ast.literal_eval(line.value) for line in ast.parse(code).body}
+    assert {name: value for name, value in parameters.items() if name in values}.items() <= values.items()
+    assert len(parameters.keys() & values.keys()) > len(values) / 2
+    printed = next(block for block in blocks if "Parameters of this run:" in block).splitlines()
+    assert {f"  {name} = {value!r}" for name, value in values.items()} <= set(printed)
 
 
 @pytest.fixture(scope="module")

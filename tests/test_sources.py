@@ -1,5 +1,6 @@
 """Downloads and archives that fail, against a server on this computer; Kaggle's and the hub's clients are stand-ins."""
 
+import errno
 import hashlib
 import io
 import os
@@ -361,11 +362,11 @@ def test_many_small_bombs(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "text", "nothing"])
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.bz2", ".tar.xz"])
 def test_damaged_archive(tmp_path, suffix, damage):
     archive = tmp_path / f"x{suffix}"
     make_zip(archive, [("a.bin", DATA[:50000])]) if suffix == ".zip" else make_tar(
-        archive, [("a.bin", DATA[:50000], {})]
+        archive, [("a.bin", DATA[:50000], {})], "w:" + suffix.removeprefix(".tar.")
     )
     data = bytearray(archive.read_bytes())
     data[20000] ^= 1
@@ -375,6 +376,15 @@ def test_damaged_archive(tmp_path, suffix, damage):
         ]
     )
     refused(archive, tmp_path / "out", "damaged")
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    def full(*member):
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    monkeypatch.setattr(sources, "member_blocks", full)
+    refused(make_zip(tmp_path / "x.zip", [("a.txt", b"a")]), tmp_path / "out", "does not fit into .*No space left")
 
 
 def test_archive_of_zeros(tmp_path):

@@ -22,7 +22,7 @@ from course_ml.listing import list_files
 from course_ml.readers import read_dataset
 from course_ml.reading import ReadOptions
 from course_ml.table_files import read_table
-from course_ml.tables import find_tables, unlabelled_from_table
+from course_ml.tables import dataset_from_table, find_tables, unlabelled_from_table
 
 
 def png(number=0):
@@ -290,6 +290,27 @@ def test_images_in_an_archive_beside_the_table(tmp_path):
 
 
 # Which table
+
+
+@pytest.mark.parametrize("names", [("1", "2"), ("1", "12"), ("7", "8")])
+def test_a_table_of_numbered_classes_leaves_it_to_the_folders(tmp_path, names):
+    files = images("cat/{}.png", 6) | images("owl/{}.png", 6) | {"owl/12.png": None}
+    text = "id,name\n{},cat\n{},owl\n".format(*names)
+    dataset = read_dataset(write(tmp_path, files | {"classes.csv": text}))
+    assert len(dataset) == 13 and dataset.classes == ["cat", "owl"]
+    assert "table classes.csv not used: " in decisions(dataset)
+
+
+def test_a_table_of_images_in_folders_of_their_own_is_read(tmp_path):
+    files = {f"{i}/{i}.png": None for i in range(12)} | {"labels.csv": csv("id,label", "{i},{c}")}
+    assert read(tmp_path, files).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["{c}/{c}_{i:03d}.png", "{c}/ILSVRC2012_val_{i:08d}.png", "{c}/{c}_{i}.png"])
+def test_numbers_of_images_are_not_offered_as_groups(tmp_path, name):
+    files = {name.format(c=c, i=i): None for c in ("n01440764", "n01443537") for i in range(8)}
+    dataset = read_dataset(write(tmp_path, files))
+    assert not dataset.reading.remarks and not dataset.reading.offered_groups
 
 
 def test_a_table_of_no_images_is_not_used(tmp_path):
@@ -812,3 +833,38 @@ def test_images_in_archives_are_hashed_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("course_ml.image_sources.ZipImages.content", never)
     assert read_dataset(tmp_path).fingerprint == first.fingerprint
+
+
+# Encodings that are not UTF-8, and limits
+
+@pytest.mark.parametrize("encoding, said, names", [
+    ("gbk", "guessed to be gb18030", ("玫瑰", "向日葵", "郁金香")),
+    ("shift_jis", "guessed to be cp932", ("さくら", "ひまわり", "チューリップ")),
+    ("cp1251", "guessed to be cp1251", ("кошка", "собака", "лошадь")),
+    ("cp1252", "taken for cp1252", ("chêne", "érable", "tilleul")),
+    ("cp1252", "taken for cp1252", ("Löwenzahn", "Gänseblümchen", "Buche")),
+    ("cp1252", "taken for cp1252", ("Piñón", "año", "té")),
+])
+def test_encodings(tmp_path, encoding, said, names):
+    table = csv("file,label", "{i}.png,{c}", 30, names).encode(encoding)
+    dataset = read(tmp_path, images("{}.png", 30) | {"train.csv": table})
+    assert set(dataset.classes) == set(names) and f"encoding: not UTF-8, {said}" in decisions(dataset)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_a_table_with_too_many_cells_is_refused(tmp_path, monkeypatch, name):
+    files = images("{}.png", 12) | {"train.csv": csv("file,label", "{i}.png,{c}")}
+    frame = pd.read_csv(io.StringIO(files["train.csv"]))
+    write(tmp_path, files)
+    frame.to_parquet(tmp_path / "train.parquet")
+    monkeypatch.setattr("course_ml.table_files.MOST_CELLS", 23)
+    with pytest.raises(ValueError, match=f"{name}: the table has more than the 23 cells that are accepted"):
+        read(tmp_path / name)
+
+
+def test_a_table_is_read_once(tmp_path, monkeypatch):
+    listing = list_files(write(tmp_path, images("{}.png", 12) | {"train.csv": csv("file,label", "{i}.png,{c}")}))
+    reads = []
+    monkeypatch.setattr("course_ml.tables.read_table", lambda *given: reads.append(given[1]) or read_table(*given))
+    tables, _ = find_tables(listing, ReadOptions())
+    assert len(dataset_from_table("once", listing, tables, ReadOptions())) == 12 and reads == ["train.csv"]

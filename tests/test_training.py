@@ -1,5 +1,6 @@
 """Runs that are killed, resumed, repeated: what a notebook cell cannot show."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -22,19 +23,23 @@ from course_ml.backbones import PACKAGED
 from course_ml.baselines import CNNS, build_cnn
 from course_ml.config import BatchNorm, Conv, Flatten, Flip, Pool, Recipe, Rotation
 from course_ml.data import Dataset, Split
-from course_ml.experiment import evaluate_test, train_recipe
+from course_ml.experiment import evaluate_test, load_model, predict_images, train_recipe
 from course_ml.fitting import Training, fit, training_key
 from course_ml.launching import launch
 from course_ml.provenance import read_json
-from course_ml.runtime import set_seed
+from course_ml.runs import best_epoch
+from course_ml.runtime import choose_device, set_seed
 from course_ml.speed import Choice
 from course_ml.training import (
     Batches,
     build_optimizer,
     class_weights,
+    count_batches,
     epoch_batches,
+    loss_and_accuracy,
     parameter_groups,
     predict,
+    training_sample,
     weighted_loss,
 )
 from course_ml.transfer import build_model
@@ -147,7 +152,7 @@ def test_of_two_processes_at_one_folder_one_works_and_the_other_waits(tmp_path):
     assert read_json(tmp_path / "run" / "run.json")["state"] == "finished"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def noise():
     rng = np.random.default_rng(1)
     return Dataset.from_arrays("noise", rng.integers(0, 256, (90, 16, 16, 3), dtype="uint8"), np.arange(90) % 3)
@@ -212,8 +217,10 @@ def test_loss_and_weights_equal_torch_and_scikit_learn(labels, smoothing):
     labels = np.array([*range(5), *labels])
     from sklearn.utils.class_weight import compute_class_weight
 
-    inverse = class_weights(labels, 5, "inverse")
-    np.testing.assert_allclose(inverse / 5, compute_class_weight("balanced", classes=np.arange(5), y=labels), rtol=1e-5)
+    inverse, balanced = class_weights(labels, 5, "inverse"), class_weights(labels, 5, "balanced")
+    np.testing.assert_allclose(balanced, compute_class_weight("balanced", classes=np.arange(5), y=labels), rtol=1e-5)
+    np.testing.assert_allclose(inverse, 5 * balanced, rtol=1e-5)
+    np.testing.assert_allclose(balanced[labels].mean(), 1, rtol=1e-5)
     np.testing.assert_allclose(class_weights(labels, 5, "normalized").sum(), 1, rtol=1e-6)
     logits, truth = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0)), torch.from_numpy(labels)
     expected = torch.nn.functional.cross_entropy(logits, truth, label_smoothing=smoothing)
@@ -301,11 +308,93 @@ def test_the_average_of_batch_norm_statistics_is_averaged(noise, tmp_path):
     assert run.history.validation_loss.iloc[-1] == pytest.approx(run.history.raw_validation_loss.iloc[-1], abs=0.2)
 
 
-def test_mixed_images_have_an_accuracy_of_clean_ones(noise, tmp_path):
-    run = fit(
-        small_cnn(), Recipe(image_size=16, epochs=2, mixup=0.4), noise, Split.holdout(noise), folder=tmp_path / "run"
-    )
-    assert run.history.train_accuracy.between(0, 1).all()
+@pytest.mark.parametrize(
+    "changes",
+    [{"mixup": 0.4}, {"augment": ("flip", "rotation 20"), "label_smoothing": 0.2, "class_weights": "inverse"}],
+)
+def test_training_images_are_scored_as_validation_images_are(noise, tmp_path, changes):
+    from sklearn.metrics import accuracy_score, log_loss
+
+    recipe, split = Recipe(backbone="dropout_cnn", image_size=24, epochs=3, **changes), Split.holdout(noise)
+    run = train_recipe(recipe, noise, split, folder=tmp_path / "run")
+    best = run.history.iloc[run.best_epoch]
+    rows = training_sample(split.rows("train"), split.rows("validation"))
+    assert len(rows) == len(split.rows("validation")) and set(rows) <= set(split.rows("train"))
+    for name, some in (("train", rows), ("validation", split.rows("validation"))):
+        probabilities, truth = predict(run.model, run.inputs, some), noise.labels[some]
+        assert best[f"{name}_loss"] == pytest.approx(log_loss(truth, probabilities), rel=1e-5)
+        assert best[f"{name}_accuracy"] == accuracy_score(truth, probabilities.argmax(1))
+    assert abs(best.objective - best.train_loss) > 1e-3
+
+
+def test_scores_of_a_reloaded_model_are_those_of_the_trained_one_in_mixed_precision_too(noise, tmp_path):
+    recipe, split = Recipe(image_size=16, epochs=2, precision="bf16"), Split.holdout(noise)
+    run = train_recipe(recipe, noise, split, folder=tmp_path / "run")
+    rows = split.rows("test")
+    assert np.array_equal(predict(run.model, run.inputs, rows), predict(load_model(run, 3), run.inputs, rows))
+    assert np.array_equal(run.predictions.probabilities, predict(run.model, run.inputs, split.rows("validation")))
+
+
+@pytest.mark.parametrize("monitor", ["loss", "accuracy"])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_nan_is_never_the_best_epoch(monitor, place):
+    scores = [0.5, 0.4, 0.6] if monitor == "loss" else [0.5, 0.6, 0.4]
+    scores.insert(place, np.nan)
+    history = [{f"validation_{monitor}": score} for score in scores]
+    assert best_epoch(history, monitor) == scores.index({"loss": 0.4, "accuracy": 0.6}[monitor])
+    assert best_epoch([history[place]] * 3, monitor) == 0
+
+
+def test_a_first_epoch_without_a_loss_is_neither_kept_nor_stops_the_training(noise, tmp_path, monkeypatch):
+    original, split = Training.evaluate, Split.holdout(noise)
+
+    def evaluate(self, *arguments):
+        row = original(self, *arguments)
+        return {name: np.nan if self.epoch == 0 else value for name, value in row.items()}
+
+    monkeypatch.setattr(Training, "evaluate", evaluate)
+    for schedule in ("constant", "plateau"):
+        recipe = Recipe(image_size=16, epochs=6, patience=5, schedule=schedule, learning_rate=1e-4)
+        run = fit(small_cnn(), recipe, noise, split, folder=tmp_path / schedule)
+        assert len(run.history) == 6 and run.best_epoch == 1 + run.history.validation_loss[1:].argmin()
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_slope_of_the_focal_loss_is_a_number_at_certainty(gamma, smoothing):
+    margins = torch.tensor([0.0, 5.0, 20.0, 40.0, 90.0, 300.0], dtype=torch.float32)
+    logits = torch.stack([margins, -margins], 1).requires_grad_()
+    weighted_loss(logits, torch.zeros(6, dtype=torch.int64), torch.ones(2), smoothing, gamma).backward()
+    assert torch.isfinite(logits.grad).all()
+    if smoothing: return
+    p = torch.sigmoid(2 * margins.double())
+    q = torch.sigmoid(-2 * margins.double())  # 1 - p, exact
+    slope = gamma * q**gamma * p * torch.log1p(-q) - q ** (gamma + 1)  # d/dz of -(1 - p)^gamma log p
+    torch.testing.assert_close(logits.grad[:4, 0].double(), slope[:4] / 6, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("name, accumulated", [("cosine", 1), ("cosine", 3), ("one-cycle", 3)])
+def test_the_schedule_of_accumulated_steps_ends_with_the_training(noise, tmp_path, monkeypatch, name, accumulated):
+    rates, moves = [], Training._move_weights
+
+    def move(self):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        moves(self)
+
+    monkeypatch.setattr(Training, "_move_weights", move)
+    recipe = Recipe(image_size=16, epochs=4, batch_size=8, schedule=name, grad_accum_steps=accumulated, ema_decay=0.9)
+    fit(small_cnn(), recipe, noise, Split.holdout(noise), folder=tmp_path / "run")
+    steps = count_batches(len(Split.holdout(noise).rows("train")), 8, accumulated) // accumulated * 4
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1e-3)
+    schedules = torch.optim.lr_scheduler
+    if name == "cosine": oracle = schedules.CosineAnnealingLR(optimizer, steps)
+    else: oracle = schedules.OneCycleLR(optimizer, 1e-3, steps, cycle_momentum=False)
+    expected = []
+    for _ in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        oracle.step()
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 def test_the_head_penalty_is_the_sum_of_squares(noise):
@@ -402,6 +491,20 @@ def test_two_processes_equal_one_of_twice_the_batch(two_processes):
 def test_two_processes_count_every_image_once(two_processes):
     one, two, split = two_processes
     assert two.predictions.ids == one.predictions.ids and len(two.predictions) == len(split.rows("validation"))
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_two_processes_report_the_loss_of_the_statistics_that_they_save(tmp_path, average):
+    from course_ml.datasets import load_dataset
+
+    dataset = load_dataset(**BUILT_IN)
+    split, recipe = Split.holdout(dataset), Recipe(backbone="small_image_cnn", image_size=24, epochs=2, batch_size=8)
+    run = launch(recipe.replace(ema_decay=average), split, tmp_path / "run", processes=2, **BUILT_IN)
+    rows = split.rows("validation")
+    probabilities = predict(load_model(run, len(dataset.classes)), dataset.images(24), rows)
+    scores, reported = loss_and_accuracy(probabilities, dataset.labels[rows]), run.history.iloc[run.best_epoch]
+    assert reported.validation_loss == pytest.approx(scores["validation_loss"], rel=1e-5)
+    assert reported.validation_accuracy == scores["validation_accuracy"]
 
 
 def test_a_killed_worker_ends_the_run_with_a_message_and_the_next_call_goes_on(two_processes, tmp_path, monkeypatch):
@@ -621,16 +724,14 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(colored, tmp_path)
         train_recipe(recipe.replace(epochs=2), colored, split, folder=tmp_path / "run")
 
 
-def test_test_predictions_belong_to_a_run_a_data_set_and_a_split(colored, tmp_path):
+def test_test_predictions_are_kept_and_never_those_of_training_images(colored, tmp_path):
     split, recipe = Split.holdout(colored), Recipe(image_size=16, epochs=1)
     run = train_recipe(recipe, colored, split, folder=tmp_path / "run")
     preds = evaluate_test(run, colored, split)
     assert preds.key and evaluate_test(run, colored, split).table.equals(preds.table)
-    with pytest.raises(ValueError, match="trained on another split"):
+    with pytest.raises(ValueError, match=r"the model was trained on \d+ of these \d+ images"):
         evaluate_test(run, colored, Split.holdout(colored, seed=1))
-    with pytest.raises(ValueError, match="trained on another data set"):
-        evaluate_test(run, one_pixel(colored), split)
-    assert run.info["test_evaluations"] == 2
+    assert evaluate_test(run, one_pixel(colored), split).fingerprint != preds.fingerprint
 
 
 def own_network(factor=2, forward=None, frozen=False):
@@ -697,3 +798,69 @@ def test_decay_moves_no_bias_and_no_norm():
     optimizer.step()
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"0.weight"}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    "Another device, on which nothing can be computed; the devices of what the last layer read that was called."
+    from course_ml import experiment, features, interpretation
+
+    seen = set()
+
+    def note(module, inputs):
+        values = [*inputs, *module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if devices := {value.device.type for value in values if isinstance(value, torch.Tensor)}:
+            seen.clear()
+            seen.update(devices)
+
+    for module in (experiment, features, fitting, interpretation):
+        monkeypatch.setattr(module, "choose_device", lambda: "meta")
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: contextlib.nullcontext())  # not on this one
+    hook = nn.modules.module.register_module_forward_pre_hook(note)
+    yield seen
+    hook.remove()
+
+
+def heat(run, dataset, rows):
+    from course_ml.interpretation import grad_cam
+
+    return grad_cam(run, dataset, rows)
+
+
+def features_of(run, dataset, rows):
+    from course_ml.features import frozen_features
+
+    return frozen_features(build_model(run.recipe.replace(seed=1), 3), dataset, 24)
+
+
+def turned(run, dataset, rows):
+    return predict_images(run, dataset, rows, tta=("flip", "turn 90"))
+
+
+ENTRIES = {"predictions": predict_images, "test-time augmentation": turned, "heat maps": heat, "features": features_of,
+           "reloaded": lambda run, dataset, rows: predict(load_model(run, 3), dataset.images(24), rows),
+           "trained": lambda run, dataset, rows: evaluate_test(run, dataset, Split.holdout(dataset)),
+           "test set": lambda run, dataset, rows: evaluate_test(type(run)(run.folder), dataset, Split.holdout(dataset))}
+
+
+@pytest.fixture(scope="module")
+def frozen_run(noise, tmp_path_factory):
+    recipe = Recipe(backbone="resnet10t", freeze="backbone", image_size=24, epochs=1)
+    return train_recipe(recipe, noise, Split.holdout(noise), folder=tmp_path_factory.mktemp("frozen") / "run")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_model_and_images_are_on_the_device_that_is_chosen(noise, frozen_run, elsewhere, entry):
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        ENTRIES[entry](frozen_run, noise, np.arange(4))
+    assert elsewhere == {"meta"}
+
+
+def test_a_probe_and_a_training_use_the_device_that_is_chosen(noise, tmp_path, elsewhere, monkeypatch):
+    def probe(model, *arguments):
+        raise RuntimeError(f"probed on {next(model.parameters()).device}")
+
+    monkeypatch.setattr(fitting, "probe_speed", probe)
+    with pytest.raises(RuntimeError, match="probed on meta"):
+        fit(small_cnn(), Recipe(image_size=16, precision="auto"), noise, Split.holdout(noise), folder=tmp_path / "run")
+    assert fitting.this_process().device.type == choose_device()

@@ -18,6 +18,9 @@ import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
+from course_ml.notebooks import parameters_position, with_values
+from course_ml.provenance import read_json
+
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp)\b", re.MULTILINE)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
@@ -42,6 +45,13 @@ def readme() -> str:
     return f"<!-- Made from nbs/index.ipynb by `make docs`: change it there. -->\n\n{text}\n"
 
 
+def show_parameters(notebook, folder: Path) -> None:
+    "Let a notebook of a report show the parameters of the run that made its outputs, not their defaults."
+    values = read_json(folder / "manifest.json")["parameters"]
+    cell = notebook.cells[parameters_position(notebook)]
+    cell.source = with_values(cell.source, values)
+
+
 def site() -> Path:
     "Build the website and return its folder."
     from nbdev.serve import proc_nbs
@@ -49,6 +59,10 @@ def site() -> Path:
     os.chdir(ROOT)
     shutil.rmtree("_proc", ignore_errors=True)
     staged = proc_nbs(n_workers=2)
+    for path in (staged / "reports").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        show_parameters(notebook, ROOT / "reports" / path.stem)
+        nbformat.write(notebook, path)
     engine = ["quarto", "render", "--no-cache"]
     if shutil.which("quarto") is None:
         print("Quarto was not found (https://quarto.org/docs/get-started): smalldocs builds the website.")

@@ -1196,6 +1196,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'course_ml.intervals.Units.name': ('library/intervals.html#units.name', 'course_ml/intervals.py'),
                                      'course_ml.intervals.Units.per_class': ( 'library/intervals.html#units.per_class',
                                                                               'course_ml/intervals.py'),
+                                     'course_ml.intervals.Units.prior': ('library/intervals.html#units.prior', 'course_ml/intervals.py'),
                                      'course_ml.intervals.Units.sums': ('library/intervals.html#units.sums', 'course_ml/intervals.py'),
                                      'course_ml.intervals._compared': ('library/intervals.html#_compared', 'course_ml/intervals.py'),
                                      'course_ml.intervals._compatible_errors': ( 'library/intervals.html#_compatible_errors',

@@ -13,11 +13,11 @@ import numpy as np
 from scipy.stats import chi2, t
 
 # %% auto #0
-__all__ = ['NO_INTERVAL', 'CRITICAL', 'MOST_SMALL', 'FEWEST_UNITS', 'FEWEST_ERRORS', 'wilson_interval', 'join_singles', 'Units',
-           'units_of', 'half_samples', 'resample', 'Estimate', 'without_interval', 'share_interval',
-           'positive_interval', 'calibration_interval', 'difference_interval', 'correlation_of', 'Pair',
-           'mcnemar_p_value', 'compare_pairs', 'Score', 'Share', 'Proportion', 'PositiveMean', 'BinnedError',
-           'estimates', 'compare_estimates', 'mean_interval']
+__all__ = ['NO_INTERVAL', 'PRIOR', 'PRIOR_OF_GROUPS', 'CRITICAL', 'MOST_SMALL', 'FEWEST_UNITS', 'FEWEST_ERRORS',
+           'wilson_interval', 'join_singles', 'Units', 'units_of', 'half_samples', 'resample', 'Estimate',
+           'without_interval', 'share_interval', 'positive_interval', 'calibration_interval', 'difference_interval',
+           'correlation_of', 'Pair', 'mcnemar_p_value', 'compare_pairs', 'Score', 'Share', 'Proportion', 'PositiveMean',
+           'BinnedError', 'estimates', 'compare_estimates', 'mean_interval']
 
 # %% ../nbs/library/intervals.ipynb #680e2fdb
 def wilson_interval(
@@ -71,6 +71,11 @@ class Units:
     def name(self) -> str:
         "What the units are, in words."
         return "groups" if self.grouped else "images"
+
+    @property
+    def prior(self) -> float:
+        "How many errors the variance of independent units counts for, see `share_interval`."
+        return PRIOR_OF_GROUPS if self.grouped else PRIOR
 
     def per_class(self,
         classes: tuple | None = None,  # indices of classes; default: all
@@ -168,12 +173,16 @@ def without_interval(
     return Estimate(float(value), np.nan, np.nan, NO_INTERVAL + reason)
 
 # %% ../nbs/library/intervals.ipynb #0b3c01e9
+PRIOR = 4.0  # errors; of groups, whose images are not quite alike, one
+PRIOR_OF_GROUPS = 1.0
+
+
 def share_interval(
     value,  # the score, between 0 and 1 (number or array)
     deviation,  # its standard deviation over half samples
     units,  # number of units behind the score
     freedom,  # degrees of freedom of the deviation, at least 1
-    prior: float = 4.0,  # number of errors that the variance of independent units counts for; 0: only if there is none
+    prior: float = PRIOR,  # errors that the variance of independent units counts for; 0: only if there is none
 ) -> tuple:  # lower and upper end, between 0 and 1; they contain the value
     "Return Wilson's interval with the effective number of images."
     value = np.clip(value, 0, 1)
@@ -355,7 +364,8 @@ class Share(Score):
         if self.biased and small > min(MOST_SMALL, len(per_class) / FEWEST_UNITS):
             return without_interval(value, f"biased, with {len(per_class)} classes of so few {units.name}")
         behind = len(units) if self.weighted else len(per_class) ** 2 / small
-        low, high = share_interval(value, samples.std(), behind, units.freedom, 4.0 if self.of_counts else 0.0)
+        prior = units.prior if self.of_counts else 0.0
+        low, high = share_interval(value, samples.std(), behind, units.freedom, prior)
         return Estimate(value, float(low), float(high), "Wilson, half samples")
 
 

@@ -139,7 +139,8 @@ def _grouped_intervals(predictions, values, units):
     classes = np.arange(len(predictions.classes))
     true, called = (of[:, None] == classes for of in (predictions.y_true, predictions.y_pred))
     behind = np.stack([(units.sums(of.astype(float)) > 0).sum(axis=0) for of in (called, true, called | true)])
-    return np.stack(share_interval(values, samples.std(axis=0), behind, np.maximum(behind - 1, 1)), axis=1)
+    freedom = np.maximum(behind - 1, 1)
+    return np.stack(share_interval(values, samples.std(axis=0), behind, freedom, units.prior), axis=1)
 
 # %% ../nbs/05_metrics.ipynb #0dfa53c0
 def class_rows(

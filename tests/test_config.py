@@ -134,7 +134,7 @@ def test_blocks_learn_from_the_head_downwards():
 
 # Fields
 
-FINE = {"weights": "none", "metadata": "", "backbone": "baseline_cnn", "compile": False}
+FINE = {"weights": "none", "metadata": "", "backbone": "baseline_cnn", "compile": False, "chosen_on": ""}
 
 
 @pytest.mark.parametrize("field", RANGES)
@@ -390,6 +390,8 @@ def test_every_field_is_in_the_hash():
         "optimizer": "sgd",
         "schedule": "plateau",
         "monitor": "accuracy",
+        "keep_epoch": "last",
+        "chosen_on": "0123456789abcdef",
         "precision": "bf16",
         "compile": True,
         **{name: 3 if limits.whole else 0.5 for name, limits in RANGES.items()},

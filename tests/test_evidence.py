@@ -79,13 +79,13 @@ FEATURES = {"freeze": "backbone", "backbone": "resnet10t", "weights": "packaged"
 @pytest.mark.parametrize("fields", [{}, {"keep_epoch": "best", "patience": 3}, {"ema_decay": .9}, FEATURES],
                          ids=["last", "inner fold, early stopping", "average of weights", "features"])
 def test_random_labels_are_predicted_at_chance_out_of_fold(fields):
-    "The best epoch of each fold, chosen on the fold itself, would be far above chance."
+    "The best epoch of each fold, chosen on the fold itself, would be above its last one."
     runs = [cross_validate(RECIPE.replace(**fields), data := noise(seed), Split.kfold(data, 3, seed)) for seed in SEEDS]
     assert contains_chance([one.out_of_fold for one in runs])
     assert not any(one.out_of_fold.selected for one in runs)
     if fields: return
-    best = [run.history.validation_accuracy.max() for one in runs for run in one.runs]
-    assert wilson_interval(np.mean(best) * 450, 450)[0] > .5
+    histories = [run.history.validation_accuracy for one in runs for run in one.runs]
+    assert np.mean([one.max() for one in histories]) > np.mean([one.iloc[-1] for one in histories]) + .02
 
 
 def test_random_labels_with_keras():

@@ -190,11 +190,11 @@ def test_a_killed_search_goes_on_with_the_trial_that_was_cut(images, tmp_path):
         time.sleep(.1)
     assert holder(folder)["pid"] == process.pid
     with pytest.raises(RuntimeError, match=f"process {process.pid} .* is working on"):
-        tune(suggest, *images, folder, trials=5, wait=False)
+        tune(suggest, *images, folder, 5, "accuracy", wait=False)
     process.send_signal(signal.SIGKILL)
     process.wait()
     cut = eval(sign.read_text())
-    table = tune(suggest, *images, folder, trials=5, threads=1).table()
+    table = tune(suggest, *images, folder, 5, "accuracy", threads=1).table()
     states = table.state.tolist()
     assert states.count("complete") + states.count("pruned") == 4 and states[2] == "fail"
     again = table[(table.rate == cut["rate"]) & (table.trial != 2)]

@@ -113,9 +113,10 @@ def test_a_search_with_folds_marks_its_best_trial_and_its_recipe(tmp_path):
     data = noise(3)
     folds = Split.kfold(data, 3)
     tuning = tune(lambda trial: RECIPE.replace(learning_rate=trial.suggest_float("rate", 1e-4, 1e-2, log=True)),
-                  data, folds, tmp_path / "search", trials=3)
-    done = tuning.table().query("state == 'complete'")
-    assert done[MARK].str.contains("best of").sum() == 1 and done[MARK][done.value.idxmax()] == f"best of {len(done)} trials"
+                  data, folds, tmp_path / "search", 3, "accuracy")
+    table = tuning.table()
+    done, tried = table[table.state == "complete"], table.state.isin(["complete", "pruned"]).sum()
+    assert done[MARK].str.contains("best of").sum() == 1 and done[MARK][done.value.idxmax()] == f"best of {tried} trials"
     assert tuning.best.chosen_on == data.fingerprint
     assert cross_validate(tuning.best, data, folds).out_of_fold.selected == "recipe"
     single = Split.holdout(data)

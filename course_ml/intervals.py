@@ -411,8 +411,10 @@ class BinnedError(Score):
         errors = units.sums((predictions.y_true != predictions.y_pred).astype(float)) > 0
         if errors.sum() < FEWEST_ERRORS:
             return without_interval(self.value(predictions), f"fewer than {FEWEST_ERRORS} {units.name} with errors")
-        found = calibration_interval(surplus, samples, shares, units.freedom)
-        return Estimate(*found, "inverted test, corrected value")
+        value, low, high = calibration_interval(surplus, samples, shares, units.freedom)
+        if low == high:
+            return without_interval(value, "the confidences fit better than those of any model are likely to")
+        return Estimate(value, low, high, "inverted test, corrected value")
 
 # %% ../nbs/library/intervals.ipynb #bbe62260
 def _resampled(scores, predictions, units, resamples, seed):
@@ -450,7 +452,7 @@ def _difference(score, one, other, samples, freedom):
     low, high = difference_interval(one, other, correlation_of(*samples))
     if isinstance(score, Share) and not score.of_counts:
         half = t.ppf(0.975, freedom) * (samples[1] - samples[0]).std()
-        low, high = min(low, difference - half), max(high, difference + half)
+        low, high = max(min(low, difference - half), -1), min(max(high, difference + half), 1)
     return Estimate(difference, float(low), float(high), "Newcombe, half samples")
 
 

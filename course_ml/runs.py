@@ -110,6 +110,13 @@ def _images_of_origin(origin):
     images = pd.read_parquet(path)
     return images[images.role.isin(["train", "choice"])]
 
+def _left_out(images, dataset, ids):
+    "Return which images were left out of the training, where the data set has all training images by their names."
+    trained = images[images.role == "train"]
+    there = pd.DataFrame({"id": dataset.items.id.to_numpy(), "digest": dataset.digests})
+    same_names = len(trained.merge(there, on=["id", "digest"])) == len(trained)
+    return same_names & ~ids.isin(trained.id).to_numpy()
+
 def _refuse_trained(what, ids, n):
     "Raise `ValueError` for images that a model was trained on."
     if not len(ids): return
@@ -212,19 +219,13 @@ class Run:
         known, info = self.images, self.info
         trained = there.digest.isin(known.digest[known.role == "train"]).to_numpy()
         held_out = there.merge(known[known.role.isin(HELD_OUT)], "left", ["id", "digest"]).role.to_numpy()
-        own = pd.notna(held_out) | self._left_out(dataset, there.id)  # not trained on, but they may have duplicates
+        own = pd.notna(held_out)  # not trained on, but they may have duplicates
+        if (trained & ~own).any(): own |= _left_out(known, dataset, there.id)
         _refuse_trained(self.folder, there.id[trained & ~own], len(there))
         chose = there.digest.isin(known.digest[known.role == "choice"])
         tuned = info.get("data") == self.recipe.chosen_on and (pd.notna(held_out) & (held_out != "test")).any()
         copies = f"training images ({(trained & own).sum()} duplicates)" if (trained & own).any() else ""
         return join_marks("epoch" * bool(chose.any()), "recipe" * bool(tuned), copies)
-
-    def _left_out(self, dataset, ids):
-        "Return which images were left out of the training, where the data set has all training images by their names."
-        trained = self.images[self.images.role == "train"]
-        there = pd.DataFrame({"id": dataset.items.id.to_numpy(), "digest": dataset.digests})
-        same_names = len(trained.merge(there, on=["id", "digest"])) == len(trained)
-        return same_names & ~ids.isin(trained.id).to_numpy()
 
     @property
     def chooses(self) -> bool:

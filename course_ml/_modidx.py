@@ -1433,6 +1433,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'course_ml.metrics': { 'course_ml.metrics._check_same_images': ('metrics.html#_check_same_images', 'course_ml/metrics.py'),
                                    'course_ml.metrics._grouped_intervals': ('metrics.html#_grouped_intervals', 'course_ml/metrics.py'),
                                    'course_ml.metrics._mean_by_class': ('metrics.html#_mean_by_class', 'course_ml/metrics.py'),
+                                   'course_ml.metrics.accuracy_estimate': ('metrics.html#accuracy_estimate', 'course_ml/metrics.py'),
                                    'course_ml.metrics.auc': ('metrics.html#auc', 'course_ml/metrics.py'),
                                    'course_ml.metrics.average_scores': ('metrics.html#average_scores', 'course_ml/metrics.py'),
                                    'course_ml.metrics.better_model': ('metrics.html#better_model', 'course_ml/metrics.py'),

@@ -17,9 +17,9 @@ from PIL import Image
 
 from .data import Dataset, Split, index_classes
 from .duplicates import linked_groups
-from .intervals import estimates, half_samples, join_singles, share_interval
+from .intervals import half_samples, join_singles, share_interval
 from .lettering import drawn_names
-from .metrics import SCORES
+from .metrics import accuracy_estimate
 from .names import one_line
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, new_figure, settle, show_images
 from .predictions import Predictions
@@ -314,7 +314,7 @@ def _accuracy_row(name, predictions, rows):
     table = predictions.table[rows].reset_index(drop=True)
     found = [np.nan] * 3
     if len(table):
-        found = estimates([SCORES["top-1 accuracy"]], replace(predictions, table=table))[0][:3]
+        found = accuracy_estimate(replace(predictions, table=table))[:3]
     return {"images": name, "n": len(table), **dict(zip(("accuracy", "low", "high"), found))}
 
 def leak_effect(

@@ -19,8 +19,8 @@ from .data import Dataset, Split
 from .evidence import join_marks, with_marks
 from .executors import failures, follow, submit
 from .experiment import predict_images, predict_labeled, train_recipe
-from .intervals import estimates, mean_interval
-from .metrics import SCORES, difference, matching_rows, sample_sizes
+from .intervals import mean_interval
+from .metrics import accuracy_estimate, difference, matching_rows, sample_sizes
 from .predictions import Predictions
 from course_ml.provenance import (
     KERAS_PACKAGES,
@@ -180,7 +180,7 @@ def ablation(
 # %% ../nbs/07_crossval.ipynb #bf192697
 def _comparison_row(name, preds, first):
     "Return the accuracy and the paired difference to `first`, with intervals."
-    value, low, high, _ = estimates([SCORES["top-1 accuracy"]], preds)[0]
+    value, low, high, _ = accuracy_estimate(preds)
     gain = [np.nan] * 3 if preds is first else difference(first, preds)[:3]
     return {"name": name, **sample_sizes(preds), "accuracy": value, "low": low, "high": high,
             **dict(zip(("difference", "difference low", "difference high"), gain))}

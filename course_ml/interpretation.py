@@ -14,9 +14,8 @@ import torch
 
 from .data import Dataset
 from .experiment import load_model
-from .intervals import estimates
 from .lettering import drawn_names
-from .metrics import SCORES, sample_sizes
+from .metrics import accuracy_estimate, sample_sizes
 from .plots import COLORS, CORRECT, INCORRECT, MARKERS, images_of, new_figure, settle
 from .predictions import Predictions
 from .runs import Run
@@ -233,7 +232,7 @@ def slices(
     rows = []
     for value in names:
         inside = replace(predictions, table=predictions.table[(values == value).to_numpy()].reset_index(drop=True))
-        accuracy, low, high, _ = estimates([SCORES["top-1 accuracy"]], inside)[0]
+        accuracy, low, high, _ = accuracy_estimate(inside)
         rows.append({"slice": value, **sample_sizes(inside), "accuracy": accuracy, "low": low, "high": high})
     return pd.DataFrame(rows)
 

@@ -35,7 +35,8 @@ __all__ = ['SCORES', 'LOWER_IS_BETTER', 'confusion', 'f1_interval', 'weighted_su
            'top_k_accuracy', 'class_counts', 'class_average', 'class_ratios', 'class_rows', 'average_scores',
            'per_class', 'placements', 'auc', 'log_loss', 'confidence_bins', 'calibration_table', 'surpluses',
            'calibration_error', 'bin_shares', 'undefined_reason', 'score_names', 'score_named', 'sample_sizes',
-           'summary', 'matching_rows', 'in_order_of', 'mcnemar', 'difference', 'better_model', 'compare']
+           'accuracy_estimate', 'summary', 'matching_rows', 'in_order_of', 'mcnemar', 'difference', 'better_model',
+           'compare']
 
 # %% ../nbs/05_metrics.ipynb #99ef91dd
 def confusion(
@@ -334,6 +335,13 @@ def sample_sizes(
     "Return what stands beside a score: the number of images, and of groups."
     units = units_of(predictions)
     return {"n": len(predictions)} | ({"groups": len(units)} if units.grouped else {})
+
+
+def accuracy_estimate(
+    predictions,  # Predictions of n images
+) -> Estimate:  # value, low, high, interval
+    "Return the top-1 accuracy with its 95 % interval."
+    return estimates([SCORES["top-1 accuracy"]], predictions)[0]
 
 # %% ../nbs/05_metrics.ipynb #39e599f3
 def summary(

@@ -22,6 +22,7 @@ from .experiment import evaluate_test, predict_images, predict_labeled, train_re
 from .intervals import Estimate, Score, Share, estimates
 from course_ml.metrics import (
     SCORES,
+    accuracy_estimate,
     auc,
     class_average,
     class_rows,
@@ -66,7 +67,7 @@ def accuracy(
     preds: Predictions,
 ) -> tuple[float, float, float]:  # value, low, high (0 to 1)
     "Return the accuracy with its 95 % interval."
-    return tuple(estimates([SCORES["top-1 accuracy"]], preds)[0][:3])
+    return tuple(accuracy_estimate(preds)[:3])
 
 def scores_of_class(
     name: str,  # of a class
